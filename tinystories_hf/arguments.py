@@ -1,0 +1,356 @@
+"""Every setting of a run: three dataclasses, and `parse_arguments` that fills them.
+
+Values come from dataclass defaults < YAML (with `base:` for deltas) < command line. A setting
+without a default here must stand in the configuration: hyperparameters live in `configs/`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from tinystories_hf.errors import UserError
+from tinystories_hf.parsing import Setting, StrictParser, build, merge, option, yaml_layers
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+DEFAULT_CONFIG = CONFIGS / "xs.yaml"
+
+# The largest micro-batch chosen when none is given: 16 rows of 512 tokens over 50,257 logits take
+# about 1.6 GB in fp32, which leaves room for stock eager attention on a GPU with 16 GB.
+MAX_AUTO_BATCH = 16
+
+
+def _positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value is not None and value <= 0:
+            raise UserError(f"{name} must be positive, got {value}")
+
+
+def _not_negative(owner: object, *names: str) -> None:
+    for name in names:
+        if getattr(owner, name) < 0:
+            raise UserError(f"{name} must not be negative, got {getattr(owner, name)}")
+
+
+def _in_unit_interval(owner: object, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(owner, name) < 1:
+            raise UserError(f"{name} must lie in [0, 1), got {getattr(owner, name)}")
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """The shape of the GPT-Neo model; names are those of `transformers.GPTNeoConfig`."""
+
+    hidden_size: int = option("width of the model")
+    num_layers: int = option("number of blocks")
+    num_heads: int = option("attention heads; must divide hidden_size")
+    vocab_size: int = option("rows of the token embedding; must equal the tokenizer's size")
+    max_position_embeddings: int = option("learned positions; at least context_length")
+    intermediate_size: int | None = option("width of the MLP; null is 4 x hidden_size", None)
+    attention_types: list[str] = option(
+        "pattern of attention layers, repeated: global and local", ["global", "local"]
+    )
+    window_size: int = option("tokens that a local layer looks back on", 256)
+    activation_function: str = option("activation of the MLP", "gelu_new")
+    attention_dropout: float = option("dropout on attention weights", 0.0)
+    embed_dropout: float = option("dropout on embeddings", 0.0)
+    resid_dropout: float = option("dropout on what each sublayer adds to the residual", 0.0)
+    layer_norm_epsilon: float = option("epsilon of the layer norms", 1e-5)
+    initializer_range: float = option("standard deviation of initial weights", 0.02)
+
+    def __post_init__(self) -> None:
+        _positive(
+            self,
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "vocab_size",
+            "max_position_embeddings",
+            "intermediate_size",
+            "window_size",
+            "layer_norm_epsilon",
+            "initializer_range",
+        )
+        _in_unit_interval(self, "attention_dropout", "embed_dropout", "resid_dropout")
+        if self.hidden_size % self.num_heads:
+            raise UserError(
+                f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads};"
+                " change one of them"
+            )
+        if not self.attention_types or set(self.attention_types) - {"global", "local"}:
+            raise UserError(
+                f"attention_types must list `global` and `local` only, got {self.attention_types}"
+            )
+        if self.num_layers % len(self.attention_types):
+            raise UserError(
+                f"num_layers {self.num_layers} is not a multiple of the"
+                f" {len(self.attention_types)} attention_types {self.attention_types};"
+                " change one of them"
+            )
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """Where the stories and the tokenizer come from, and how stories become rows."""
+
+    dataset: str = option(
+        "a dataset on the Hub, a .txt/.jsonl/.parquet file, a folder of such files, or `toy`"
+    )
+    tokenizer: str = option(
+        "a tokenizer on the Hub, a folder, or `train` (a byte-level BPE of vocab_size entries)"
+    )
+    context_length: int = option("tokens in a row")
+    dataset_revision: str | None = option(
+        "commit, tag or branch of the Hub dataset", None, belongs_to="dataset"
+    )
+    train_split: str = option("training split of a Hub dataset", "train", belongs_to="dataset")
+    validation_split: str | None = option(
+        "validation split of a Hub dataset; null holds stories out",
+        "validation",
+        belongs_to="dataset",
+    )
+    train_file: str | None = option(
+        "training file inside the Hub dataset or folder", None, belongs_to="dataset"
+    )
+    validation_file: str | None = option(
+        "validation file inside the Hub dataset or folder", None, belongs_to="dataset"
+    )
+    text_column: str = option(
+        "column or key that holds the story in Hub, .jsonl and .parquet data", "text"
+    )
+    validation_share: float = option(
+        "share of stories held out where the dataset has no validation of its own", 0.05
+    )
+    validation_seed: int = option("seed of the choice of held-out stories", 0)
+    toy_stories: int = option("number of stories in the toy corpus", 20_000)
+    toy_seed: int = option("seed of the toy corpus", 0)
+    tokenizer_revision: str | None = option(
+        "commit, tag or branch of the Hub tokenizer", None, belongs_to="tokenizer"
+    )
+    tokenizer_vocab_sha256: str | None = option(
+        "expected sha256 of the vocabulary, written as GPT-2's vocab.json",
+        None,
+        belongs_to="tokenizer",
+    )
+    tokenizer_merges_sha256: str | None = option(
+        "expected sha256 of the merges, written as GPT-2's merges.txt",
+        None,
+        belongs_to="tokenizer",
+    )
+    drop_empty: bool = option("leave out stories without any text", False)
+    repair_mojibake: bool = option("repair double-encoded quotes and dashes", False)
+    drop_duplicates: bool = option("keep the first of stories that are equal to the letter", False)
+    drop_validation_overlap: bool = option(
+        "leave validation stories out that also stand in training", False
+    )
+    prepared_dir: str | None = option(
+        "where prepared rows are cached; null is $HF_HOME/tinystories_hf", None
+    )
+
+    def __post_init__(self) -> None:
+        _positive(self, "toy_stories")
+        if self.context_length < 2:
+            raise UserError(f"context_length must be at least 2, got {self.context_length}")
+        if not 0 < self.validation_share < 1:
+            raise UserError(
+                f"validation_share must lie between 0 and 1, got {self.validation_share}"
+            )
+
+
+Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]
+
+
+@dataclass(frozen=True)
+class TrainingArguments:
+    """How the model is trained; names are those of `transformers.TrainingArguments`.
+
+    The batch is stated once, in sequences per optimizer step; `plan_batch` derives the rest. A
+    number of steps below 1 is a share of the whole run, as in Transformers.
+    """
+
+    output_dir: str = option("the run directory; becomes a model folder")
+    global_batch_size: int = option("sequences per optimizer step, over all processes")
+    learning_rate: float = option("peak learning rate of AdamW")
+    per_device_train_batch_size: int | None = option(
+        f"sequences per forward pass of a process; null takes the largest that fits, up to"
+        f" {MAX_AUTO_BATCH}",
+        None,
+    )
+    per_device_eval_batch_size: int = option("sequences per forward pass in evaluation", 8)
+    num_train_epochs: float = option("passes over the training rows", 1.0)
+    max_steps: int = option("optimizer steps; overrides num_train_epochs where positive", -1)
+    lr_scheduler_type: Scheduler = option("schedule of the learning rate", "linear")
+    warmup_steps: float = option("warm-up steps; below 1, a share of the run", 0.0)
+    weight_decay: float = option("AdamW weight decay, on matrices only", 0.0)
+    adam_beta1: float = option("AdamW beta1", 0.9)
+    adam_beta2: float = option("AdamW beta2", 0.999)
+    adam_epsilon: float = option("AdamW epsilon", 1e-8)
+    max_grad_norm: float = option("gradient clipping; 0 switches it off", 1.0)
+    bf16: bool | Literal["auto"] = option("bf16 autocast; auto: where the hardware has it", "auto")
+    seed: int = option("seed of initial weights, dropout and samples", 42)
+    data_seed: int | None = option("seed of the order of rows; null is `seed`", None)
+    logging_steps: float = option("log every so many steps", 10.0)
+    eval_steps: float = option("evaluate and write samples every so many steps", 0.1)
+    save_steps: float = option("save a checkpoint every so many steps", 0.1)
+    save_total_limit: int | None = option("checkpoints to keep; null keeps all", 2)
+    max_eval_rows: int | None = option(
+        "validation rows used while training; the final loss always takes all", None
+    )
+    sample_prompts: list[str] = option(
+        "beginnings that are told to their end at each evaluation",
+        [
+            "Once upon a time there was",
+            "One day, a little girl named Lily",
+            "Tom and Mia went to the park.",
+        ],
+    )
+    dataloader_num_workers: int = option("processes that read rows ahead", 0)
+    report_to: list[str] = option("trackers, such as tensorboard, wandb, trackio", [])
+    run_name: str | None = option("name of the run in trackers; null is output_dir", None)
+    resume_from_checkpoint: bool | str = option(
+        "continue the run in output_dir from its last checkpoint, or from a given one", False
+    )
+
+    def __post_init__(self) -> None:
+        _positive(
+            self,
+            "global_batch_size",
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "learning_rate",
+            "num_train_epochs",
+            "adam_epsilon",
+            "logging_steps",
+            "eval_steps",
+            "save_steps",
+            "save_total_limit",
+            "max_eval_rows",
+        )
+        _not_negative(self, "warmup_steps", "weight_decay", "max_grad_norm", "seed")
+        _not_negative(self, "dataloader_num_workers")
+        _in_unit_interval(self, "adam_beta1", "adam_beta2")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise UserError(f"max_steps must be positive, or -1 for none, got {self.max_steps}")
+        for name in ("warmup_steps", "logging_steps", "eval_steps", "save_steps"):
+            value = getattr(self, name)
+            if value > 1 and value != int(value):
+                raise UserError(f"{name} above 1 counts steps and must be whole, got {value}")
+
+
+class Arguments(NamedTuple):
+    """What a run is made of."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: TrainingArguments
+
+
+GROUPS: dict[str, type[Any]] = {
+    "model": ModelArguments,
+    "data": DataArguments,
+    "training": TrainingArguments,
+}
+
+
+def parse_arguments(
+    argv: Sequence[str] | None = None,
+    *,
+    description: str = "",
+    default_config: Path = DEFAULT_CONFIG,
+) -> Arguments:
+    """Read the settings of a run; `argv` without the program's name, default `sys.argv[1:]`.
+
+    `--config FILE` replaces the default configuration, every other flag overrides one setting.
+
+    Raises:
+        UserError: an unknown key or flag, a value of the wrong type or out of range, a missing,
+            empty or malformed file, or settings that contradict each other.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    chosen = StrictParser(description, add_help=False)
+    chosen.add_argument("--config", metavar="FILE")
+    config = Path(getattr(chosen.parse_known_args(argv)[0], "config", default_config))
+
+    known = {declared.name: declared for cls in GROUPS.values() for declared in fields(cls)}
+    from_files = merge(yaml_layers(config), known)
+
+    parser = StrictParser(description)
+    parser.add_argument(
+        "--config", metavar="FILE", help=f"YAML file of settings [{_short(default_config)}]"
+    )
+    for title, cls in GROUPS.items():
+        parser.add_dataclass(f"{title} (in brackets: the value without the flag)", cls, from_files)
+    from_flags = parser.parse_layer(argv)
+    from_flags.pop("config", None)
+    return build_arguments(merge([from_files, from_flags], known))
+
+
+def build_arguments(settings: Mapping[str, Setting]) -> Arguments:
+    """Build and cross-check the three dataclasses from merged settings.
+
+    Raises:
+        UserError: as `parse_arguments`.
+    """
+    model = build(ModelArguments, settings)
+    data = build(DataArguments, settings)
+    if data.context_length > model.max_position_embeddings:
+        raise UserError(
+            f"context_length {data.context_length} is longer than max_position_embeddings"
+            f" {model.max_position_embeddings}; shorten the rows or give the model more positions"
+        )
+    return Arguments(model, data, build(TrainingArguments, settings))
+
+
+def _short(path: Path) -> str:
+    return str(Path(path.parent.name) / path.name)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one optimizer step is made: global = per device x processes x accumulation."""
+
+    global_batch_size: int
+    num_processes: int
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.global_batch_size} sequences per step"
+            f" = {self.per_device_train_batch_size} per device"
+            f" x {self.num_processes} process{'es' if self.num_processes > 1 else ''}"
+            f" x {self.gradient_accumulation_steps} accumulation"
+            f" step{'s' if self.gradient_accumulation_steps > 1 else ''}"
+        )
+
+
+def plan_batch(training: TrainingArguments, num_processes: int) -> BatchPlan:
+    """Derive the micro-batch and the accumulation from the global batch.
+
+    Raises:
+        UserError: the processes, or the per-device batch, do not divide `global_batch_size`.
+    """
+    total = training.global_batch_size
+    share, rest = divmod(total, num_processes)
+    if rest or not share:
+        raise UserError(
+            f"global_batch_size {total} is not divisible by {num_processes} processes; use"
+            f" {max(share, 1) * num_processes} or {(share + 1) * num_processes}, or other processes"
+        )
+    divisors = [size for size in range(1, share + 1) if share % size == 0]
+    per_device = training.per_device_train_batch_size
+    if per_device is None:
+        per_device = max(size for size in divisors if size <= MAX_AUTO_BATCH)
+    if per_device not in divisors:
+        fitting = ", ".join(map(str, divisors))
+        raise UserError(
+            f"global_batch_size {total} over {num_processes} process(es) leaves {share} sequences"
+            f" each, not divisible by per_device_train_batch_size {per_device};"
+            f" use one of {fitting}"
+        )
+    return BatchPlan(total, num_processes, per_device, share // per_device)

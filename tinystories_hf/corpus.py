@@ -1,0 +1,355 @@
+"""Text: where stories come from, and how to read them one by one.
+
+A corpus has a training and a validation split. It may be a dataset on the Hub, a file, a folder, or
+the embedded toy corpus. Reading streams: at no time is more than one block of text in memory.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tinystories_hf.arguments import DataArguments
+from tinystories_hf.errors import UserError
+
+TOY = "toy"
+SEPARATOR = "<|endoftext|>"
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+BLOCK = 1 << 20
+# A story of the dataset has about 900 characters. So much text without a separator is no file of
+# stories, and holding it all to find out would take the machine's memory.
+MAX_STORY_CHARACTERS = 64 << 20
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a corpus.
+
+    `identity` is all that decides the stories (a commit, or the sha256 of a file); `read` starts
+    from the first story at each call; `total` counts `unit`s, for progress bars.
+    """
+
+    identity: dict[str, Any]
+    read: Callable[[], Iterator[str]]
+    total: int | None = None
+    unit: Literal["stories", "bytes"] = "stories"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Stories to train on and stories to validate on."""
+
+    train: Split
+    validation: Split
+
+
+def open_corpus(data: DataArguments) -> Corpus:
+    """Find the corpus that the settings name; reads no story yet.
+
+    Where the dataset has no validation of its own, a seeded share of its stories is held out.
+
+    Raises:
+        UserError: the file, folder, Hub dataset or one of its files does not exist or is of an
+            unknown kind, or a folder leaves open which file is meant.
+    """
+    train, validation = _find_splits(data)
+    if validation is None:
+        return hold_out(train, data.validation_share, data.validation_seed)
+    return Corpus(train, validation)
+
+
+def _find_splits(data: DataArguments) -> tuple[Split, Split | None]:
+    path = Path(data.dataset).expanduser()
+    if data.dataset == TOY:
+        return _toy(data), None
+    if path.is_file():
+        if data.train_file is not None:
+            raise UserError(f"train_file: dataset {path} is a file itself; give the folder instead")
+        validation = None if data.validation_file is None else Path(data.validation_file)
+        return _local(path, data), None if validation is None else _local(validation, data)
+    if path.is_dir():
+        return _folder(path, data)
+    looks_local = data.dataset.startswith((".", "/", "~")) or path.suffix in SUFFIXES
+    if looks_local or data.dataset.count("/") != 1:
+        raise UserError(
+            f"dataset: {data.dataset} is not there; give a file or folder that exists,"
+            " owner/name of a dataset on the Hub, or `toy`"
+        )
+    return _hub(data)
+
+
+def _toy(data: DataArguments) -> Split:
+    from tinystories_hf.toy import toy_stories
+
+    return Split(
+        {"toy": {"stories": data.toy_stories, "seed": data.toy_seed}},
+        lambda: toy_stories(data.toy_stories, data.toy_seed),
+        data.toy_stories,
+    )
+
+
+def _folder(folder: Path, data: DataArguments) -> tuple[Split, Split | None]:
+    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    train = _pick(folder, files, "train_file", data.train_file, ("train",))
+    validation = _pick(
+        folder, files, "validation_file", data.validation_file, ("valid", "validation", "val")
+    )
+    if not train:
+        listed = ", ".join(path.name for path in files) or "none"
+        raise UserError(
+            f"dataset: no file in {folder} has `train` in its name; name one with train_file"
+            f" ({', '.join(SUFFIXES)} files there: {listed})"
+        )
+    return _local_files(train, data), _local_files(validation, data) if validation else None
+
+
+def _pick(
+    folder: Path, files: list[Path], key: str, chosen: str | None, words: tuple[str, ...]
+) -> list[Path]:
+    """Return the files of a split: the chosen one, else those with one of the words in the name."""
+    if chosen is not None:
+        matching = [path for path in folder.iterdir() if fnmatch.fnmatch(path.name, chosen)]
+        if not matching:
+            raise UserError(f"{key}: no file {chosen} in {folder}")
+        return sorted(matching)
+    found = [p for p in files if set(words) & set(re.split(r"[^a-z]+", p.stem.lower()))]
+    if len({re.sub(r"-\d+-of-\d+$", "", path.stem) for path in found}) > 1:
+        raise UserError(
+            f"dataset: several files in {folder} could be meant"
+            f" ({', '.join(path.name for path in found)}); choose with {key}"
+        )
+    return found
+
+
+def _hub(data: DataArguments) -> tuple[Split, Split | None]:
+    """Describe a Hub dataset; a pinned commit needs no network until stories are read."""
+    from tinystories_hf.download import resolve_commit
+
+    commit = data.dataset_revision
+    if commit is None or not re.fullmatch(r"[0-9a-f]{40}", commit):
+        commit = resolve_commit(data.dataset, "dataset", data.dataset_revision)
+    if data.train_file is not None:
+        validation = data.validation_file
+        return (
+            _hub_file(data, commit, data.train_file),
+            None if validation is None else _hub_file(data, commit, validation),
+        )
+    if data.validation_file is not None:
+        raise UserError("validation_file: also name the train_file of the Hub dataset")
+    validation = data.validation_split
+    return (
+        _hub_split(data, commit, data.train_split),
+        None if validation is None else _hub_split(data, commit, validation),
+    )
+
+
+def _hub_file(data: DataArguments, commit: str, name: str) -> Split:
+    def read() -> Iterator[str]:
+        from tinystories_hf.download import download_files, resolve_commit
+
+        resolve_commit(data.dataset, "dataset", commit)
+        path = download_files(data.dataset, "dataset", commit, [name]) / name
+        if not path.is_file():
+            raise UserError(f"dataset: {data.dataset} has no file {name} at {commit}")
+        return _read_file(path, data.text_column)
+
+    if Path(name).suffix not in SUFFIXES:
+        raise UserError(f"dataset: {name} is none of {', '.join(SUFFIXES)}")
+    return Split({"hub": data.dataset, "commit": commit, "file": name}, read)
+
+
+def _hub_split(data: DataArguments, commit: str, split: str) -> Split:
+    def read() -> Iterator[str]:
+        import datasets
+
+        from tinystories_hf.download import explain, resolve_commit
+
+        resolve_commit(data.dataset, "dataset", commit)
+        try:
+            rows = datasets.load_dataset(data.dataset, split=split, revision=commit)
+        except (ValueError, datasets.exceptions.DatasetsError) as error:
+            raise UserError(f"dataset: cannot read split {split} of {data.dataset}: {error}") from (
+                error
+            )
+        except (OSError, ConnectionError) as error:
+            raise explain(error, data.dataset, "dataset", commit) from error
+        require_column(data.dataset, data.text_column, rows.column_names)
+        table = rows.select_columns([data.text_column]).with_format("arrow")
+        columns = (block[data.text_column].to_pylist() for block in table.iter(1000))
+        return stories_of_records(data.dataset, itertools.chain.from_iterable(columns))
+
+    identity = {"hub": data.dataset, "commit": commit, "split": split, "column": data.text_column}
+    return Split(identity, read)
+
+
+def _local(path: Path, data: DataArguments) -> Split:
+    return _local_files([path], data)
+
+
+def _local_files(paths: list[Path], data: DataArguments) -> Split:
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"dataset: there is no file {path}")
+        if path.suffix not in SUFFIXES:
+            raise UserError(f"dataset: {path} is none of {', '.join(SUFFIXES)}")
+    files = [
+        {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in paths
+    ]
+    text = all(path.suffix == ".txt" for path in paths)
+    return Split(
+        {"files": files, "column": None if text else data.text_column},
+        lambda: itertools.chain.from_iterable(_read_file(path, data.text_column) for path in paths),
+        sum(path.stat().st_size for path in paths) if text else None,
+        "bytes" if text else "stories",
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hold_out(split: Split, share: float, seed: int) -> Corpus:
+    """Part one split in two by a keyed hash of each story's text.
+
+    The same stories are held out whatever their order, and equal stories always fall on the same
+    side, so that no copy of a validation story is trained on.
+    """
+    key = seed.to_bytes(16, "little", signed=True)
+    bound = int(share * 2**64)
+
+    def held(story: str) -> bool:
+        digest = hashlib.blake2b(story.encode(), digest_size=8, key=key).digest()
+        return int.from_bytes(digest, "little") < bound
+
+    identity = {**split.identity, "held_out_share": share, "held_out_seed": seed}
+    return Corpus(
+        Split(
+            {**identity, "part": "train"},
+            lambda: (story for story in split.read() if not held(story)),
+            split.total,
+            split.unit,
+        ),
+        Split(
+            {**identity, "part": "validation"},
+            lambda: (story for story in split.read() if held(story)),
+            split.total,
+            split.unit,
+        ),
+    )
+
+
+def _read_file(path: Path, text_column: str) -> Iterator[str]:
+    if path.suffix == ".txt":
+        return read_text(path)
+    records = read_jsonl if path.suffix == ".jsonl" else read_parquet
+    return stories_of_records(str(path), records(path, text_column))
+
+
+def read_text(path: Path) -> Iterator[str]:
+    r"""Yield the stories of a text file, separated by `<|endoftext|>` on its own line or inline.
+
+    The newlines next to a separator belong to the layout, not to the story; what follows the last
+    separator is a story unless it is blank. Line ends `\r\n` read as `\n`; a byte-order mark is
+    skipped.
+
+    Raises:
+        UserError: the file is not UTF-8, or 64 million characters hold no separator.
+    """
+    rest = ""
+    with path.open(encoding="utf-8-sig", newline=None) as stream:
+        while True:
+            try:
+                block = stream.read(BLOCK)
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path} is not UTF-8 ({error.reason} at or before byte {stream.buffer.tell()});"
+                    " convert it first, for instance with iconv"
+                ) from None
+            if not block:
+                break
+            *stories, rest = (rest + block).split(SEPARATOR)
+            for story in stories:
+                yield story.strip("\n")
+            if len(rest) > MAX_STORY_CHARACTERS:
+                raise UserError(
+                    f"{path} has over {MAX_STORY_CHARACTERS >> 20} million characters without"
+                    f" {SEPARATOR}; put that line after each story, or use .jsonl"
+                )
+    if rest.strip():
+        yield rest.strip("\n")
+
+
+def read_jsonl(path: Path, text_column: str) -> Iterator[str | None]:
+    """Yield the text of each JSON line.
+
+    Raises:
+        UserError: a line is not UTF-8, not a JSON object, or has no text under `text_column`.
+    """
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line.decode("utf-8-sig"))
+            except ValueError as error:
+                raise UserError(f"{path}, line {number} is not JSON in UTF-8: {error}") from None
+            if not isinstance(record, dict):
+                raise UserError(f"{path}, line {number} is not a JSON object")
+            require_column(f"{path}, line {number}", text_column, list(record))
+            yield record[text_column]
+
+
+def read_parquet(path: Path, text_column: str) -> Iterator[str | None]:
+    """Yield the text of each row of a Parquet file.
+
+    Raises:
+        UserError: not a Parquet file, or it has no `text_column`.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path} is not a Parquet file: {error}") from None
+    with table:
+        require_column(str(path), text_column, table.schema_arrow.names)
+        for batch in table.iter_batches(batch_size=1000, columns=[text_column]):
+            yield from batch.column(0).to_pylist()
+
+
+def require_column(where: str, text_column: str, columns: list[str]) -> None:
+    """Raise a `UserError` unless the column is there."""
+    if text_column not in columns:
+        raise UserError(
+            f"{where} has no column {text_column!r}; name the one that holds the story with"
+            f" text_column (there: {', '.join(map(str, columns)) or 'none'})"
+        )
+
+
+def stories_of_records(where: str, records: Iterable[str | None]) -> Iterator[str]:
+    """Yield the stories of records; one with a separator in its text holds several.
+
+    Raises:
+        UserError: a record holds no text.
+    """
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, str):
+            raise UserError(f"{where}: record {number} holds {record!r} where text belongs")
+        *stories, rest = record.split(SEPARATOR)
+        yield from (story.strip("\n") for story in stories)
+        if not stories or rest.strip():
+            yield rest.strip("\n") if stories else rest

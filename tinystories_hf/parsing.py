@@ -1,0 +1,278 @@
+"""Strict, layered settings: dataclass defaults < YAML (with `base:`) < command line.
+
+A layer maps a field's name to its raw value and says where it came from, so that every error can
+name the file or the flag. Nothing here knows which settings exist: `arguments` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from tinystories_hf.errors import UserError
+
+T = TypeVar("T")
+
+
+def option(help: str, default: Any = MISSING, *, belongs_to: str | None = None) -> Any:  # noqa: A002
+    """Declare a dataclass field that is a setting.
+
+    `belongs_to` names the setting that this one qualifies (a revision belongs to a dataset): a
+    layer that sets the other and not this one puts this one back to its default, so that a pin in
+    YAML never applies to a dataset chosen on the command line.
+    """
+    metadata = {"help": help, "belongs_to": belongs_to}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    if default is MISSING:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A raw value and the place that set it, for error messages."""
+
+    value: Any
+    where: str
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word; this loader refuses them."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise UserError(f"{self.name}: the key {key!r} stands twice; keep one")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one flat YAML file of settings.
+
+    Raises:
+        UserError: the file is missing, empty, not UTF-8, not YAML, not a mapping, or repeats a key.
+    """
+    if not path.is_file():
+        raise UserError(f"no configuration file at {path}; see configs/ for those that are shipped")
+    try:
+        with path.open(encoding="utf-8") as stream:
+            content = yaml.load(stream, Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        raise UserError(f"{path} is empty; give at least one setting, such as `base: xs.yaml`")
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold `key: value` lines, not a {type(content).__name__}")
+    return content
+
+
+def yaml_layers(path: Path, *, _below: tuple[Path, ...] = ()) -> list[dict[str, Setting]]:
+    """Return the layers of a YAML file, the deepest `base:` first.
+
+    A `base` is relative to the file that names it.
+
+    Raises:
+        UserError: as `read_yaml`, or the bases form a ring.
+    """
+    if path.resolve() in _below:
+        raise UserError(f"{path}: its `base:` leads back to itself; remove one of the two")
+    content = read_yaml(path)
+    base = content.pop("base", None)
+    layers: list[dict[str, Setting]] = []
+    if base is not None:
+        if not isinstance(base, str):
+            raise UserError(f"{path}: base: expected the name of a YAML file, got {base!r}")
+        layers = yaml_layers(path.parent / base, _below=(*_below, path.resolve()))
+    layers.append({str(key): Setting(value, f"{path}: {key}") for key, value in content.items()})
+    return layers
+
+
+def merge(
+    layers: Sequence[Mapping[str, Setting]], known: Mapping[str, Field[Any]]
+) -> dict[str, Setting]:
+    """Lay the layers over one another, the last one winning.
+
+    Raises:
+        UserError: a layer has a key that no dataclass knows.
+    """
+    merged: dict[str, Setting] = {}
+    for layer in layers:
+        for key, setting in layer.items():
+            if key not in known:
+                raise UserError(f"{setting.where}: unknown setting{did_you_mean(key, known)}")
+        for key, declared in known.items():
+            if declared.metadata["belongs_to"] in layer and key not in layer:
+                merged.pop(key, None)
+        merged.update(layer)
+    return merged
+
+
+def build(cls: type[T], settings: Mapping[str, Setting]) -> T:
+    """Convert the settings of one dataclass to their declared types and construct it.
+
+    Raises:
+        UserError: a value has the wrong type, or a setting without a default is missing.
+    """
+    hints = get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for declared in fields(cls):  # type: ignore[arg-type]
+        name = declared.name
+        if name in settings:
+            values[name] = convert(settings[name], hints[name])
+        elif declared.default is MISSING and declared.default_factory is MISSING:
+            raise UserError(
+                f"{name} is not set; add `{name}: ...` to the configuration or pass --{name}"
+                f" ({declared.metadata['help']})"
+            )
+    return cls(**values)
+
+
+def convert(setting: Setting, hint: Any) -> Any:
+    """Convert a raw value from YAML or the command line to a declared type.
+
+    Numbers may arrive as text: YAML 1.1 reads `5e-4` as a string, and so does a shell.
+
+    Raises:
+        UserError: the value does not fit the type; the message names the place and the type.
+    """
+    members = _members(hint)
+    if setting.value is None or setting.value in ("null", "none", "None"):
+        if type(None) in members:
+            return None
+        raise UserError(f"{setting.where}: needs a value ({describe(hint)})")
+    for member in members:
+        converted = _convert_one(setting.value, member)
+        if converted is not None:
+            return converted
+    raise UserError(f"{setting.where}: expected {describe(hint)}, got {setting.value!r}")
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    union = get_origin(hint) in (Union, types.UnionType)
+    return get_args(hint) if union else (hint,)
+
+
+def _convert_one(value: Any, hint: Any) -> Any:
+    """Return the value as `hint`, or None where it does not fit."""
+    if get_origin(hint) is Literal:
+        return value if value in get_args(hint) else None
+    if get_origin(hint) is list:
+        fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        return list(value) if fits else None
+    if hint is bool:
+        if isinstance(value, str):
+            return {"true": True, "false": False}.get(value.lower())
+        return value if isinstance(value, bool) else None
+    if hint is str:
+        return value if isinstance(value, str) else None
+    if hint in (int, float) and isinstance(value, (int, float, str)):
+        return None if isinstance(value, bool) else _number(value, hint)
+    return None
+
+
+def _number(value: float | str, kind: type[int] | type[float]) -> float | None:
+    if kind is int and isinstance(value, float):
+        return None
+    try:
+        number = kind(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def describe(hint: Any) -> str:
+    """Say in words what a type takes, for help texts and errors."""
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    parts = []
+    for member in _members(hint):
+        if get_origin(member) is Literal:
+            parts += [str(choice) for choice in get_args(member)]
+        elif get_origin(member) is list:
+            parts.append("a list of texts")
+        elif member is type(None):
+            parts.append("null")
+        else:
+            parts.append(words[member])
+    return ", ".join(parts[:-1]) + " or " + parts[-1] if len(parts) > 1 else parts[0]
+
+
+def did_you_mean(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    """Return a suggestion in words, to be appended to an error about an unknown name."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else "; --help lists all settings"
+
+
+class StrictParser(argparse.ArgumentParser):
+    """An argument parser that raises `UserError`, never abbreviates, and hides unset flags."""
+
+    def __init__(self, description: str, add_help: bool = True) -> None:
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
+            add_help=add_help,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the whole usage."""
+        raise UserError(f"{message}; --help lists all flags")
+
+    def add_dataclass(
+        self, title: str, cls: type[Any], shown: Mapping[str, Setting] | None = None
+    ) -> None:
+        """Add a flag for each field; `shown` holds the values that the help gives as defaults."""
+        group = self.add_argument_group(title)
+        hints = get_type_hints(cls)
+        for declared in fields(cls):
+            hint = hints[declared.name]
+            words: dict[str, Any] = {"metavar": _metavar(hint)}
+            if get_origin(hint) is list or any(get_origin(m) is list for m in _members(hint)):
+                words["nargs"] = "+"
+            elif bool in _members(hint):
+                words |= {"nargs": "?", "const": "true"}
+            group.add_argument(
+                f"--{declared.name}",
+                help=f"{declared.metadata['help']} {_default_text(declared, shown or {})}".replace(
+                    "%", "%%"
+                ),
+                **words,
+            )
+
+    def parse_layer(self, argv: Sequence[str] | None) -> dict[str, Setting]:
+        """Parse the command line into a layer of raw values.
+
+        Raises:
+            UserError: an unknown or misspelt flag, with the nearest known one.
+        """
+        namespace, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            raise UserError(f"unknown flag {unknown[0]}{did_you_mean(unknown[0], flags)}")
+        return {key: Setting(value, f"--{key}") for key, value in vars(namespace).items()}
+
+
+def _metavar(hint: Any) -> str:
+    kinds = {bool: "BOOL", int: "N", float: "X", str: "TEXT"}
+    names = [kinds.get(member, "TEXT") for member in _members(hint) if member is not type(None)]
+    return names[0]
+
+
+def _default_text(declared: Field[Any], shown: Mapping[str, Setting]) -> str:
+    if declared.name in shown:
+        return f"[{shown[declared.name].value}]"
+    if declared.default is not MISSING:
+        return "" if declared.default is None else f"[{declared.default}]"
+    if declared.default_factory is not MISSING:
+        return f"[{declared.default_factory()}]"
+    return "[required]"
