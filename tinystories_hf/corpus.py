@@ -6,6 +6,7 @@ the embedded toy corpus. Reading streams: at no time is more than one block of t
 
 from __future__ import annotations
 
+import codecs
 import fnmatch
 import hashlib
 import itertools
@@ -275,7 +276,7 @@ def read_text(path: Path) -> Iterator[str]:
                 block = stream.read(BLOCK)
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"{path} is not UTF-8 ({error.reason} at or before byte {stream.buffer.tell()});"
+                    f"{path} is not UTF-8 ({error.reason}, byte {_first_bad_byte(path)});"
                     " convert it first, for instance with iconv"
                 ) from None
             if not block:
@@ -290,6 +291,21 @@ def read_text(path: Path) -> Iterator[str]:
                 )
     if rest.strip():
         yield rest.strip("\n")
+
+
+def _first_bad_byte(path: Path) -> int:
+    """Return the offset of the first byte that is not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    read = 0
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            pending = len(decoder.getstate()[0])
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError as error:
+                return read - pending + error.start
+            read += len(block)
+    return read
 
 
 def read_jsonl(path: Path, text_column: str) -> Iterator[str | None]:
