@@ -242,6 +242,40 @@ class TrainingArguments:
                 raise UserError(f"{name} above 1 counts steps and must be whole, got {value}")
 
 
+@dataclass(frozen=True)
+class GenerationArguments:
+    """How stories are told; names are those of `transformers.GenerationConfig`."""
+
+    max_new_tokens: int | None = option("tokens to add at most; null: up to the context", None)
+    num_return_sequences: int = option("stories per prompt", 1)
+    temperature: float = option("0 takes the likeliest token each time", 1.0)
+    top_k: int = option("sample among the k likeliest tokens; 0: among all", 0)
+    top_p: float = option("sample among the likeliest tokens of this total probability", 1.0)
+    num_beams: int = option("beams; more than 1 searches instead of sampling", 1)
+    seed: int = option("seed of the samples", 42)
+    batch_size: int = option("stories told at once", 16)
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "num_return_sequences", "num_beams", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        if self.temperature < 0 or self.top_k < 0 or self.seed < 0:
+            raise UserError("temperature, top_k and seed must not be negative")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if self.num_beams < self.num_return_sequences and self.searches:
+            raise UserError(
+                f"num_return_sequences {self.num_return_sequences} needs sampling, or as many"
+                " num_beams: a search gives one best story"
+            )
+
+    @property
+    def searches(self) -> bool:
+        """Tell whether the likeliest text is searched for, instead of one being sampled."""
+        return self.temperature == 0 or self.num_beams > 1
+
+
 class Arguments(NamedTuple):
     """What a run is made of."""
 
@@ -288,6 +322,40 @@ def parse_arguments(
     from_flags = parser.parse_layer(argv)
     from_flags.pop("config", None)
     return build_arguments(merge([from_files, from_flags], known))
+
+
+class GenerationRequest(NamedTuple):
+    """What scripts/generate.py is asked for."""
+
+    model: str
+    revision: str | None
+    prompt: list[str]
+    settings: GenerationArguments
+
+
+def parse_generation_arguments(
+    argv: Sequence[str] | None = None, *, description: str = ""
+) -> GenerationRequest:
+    """Read the command line of scripts/generate.py.
+
+    Raises:
+        UserError: an unknown flag, a missing model or prompt, or a value out of range.
+    """
+    parser = StrictParser(description)
+    parser.add_argument("--model", metavar="NAME", help="run directory, folder, or name on the Hub")
+    parser.add_argument("--revision", metavar="REV", help="commit, tag or branch on the Hub")
+    parser.add_argument("--prompt", metavar="TEXT", nargs="+", help="beginnings to be told on")
+    parser.add_dataclass(
+        "how to tell (in brackets: the value without the flag)", GenerationArguments
+    )
+    flags = parser.parse_layer(argv)
+    named = {key: flags.pop(key).value for key in ("model", "revision", "prompt") if key in flags}
+    if "model" not in named or "prompt" not in named:
+        raise UserError(
+            "give --model and --prompt, such as --model runs/xs --prompt 'Once upon a time'"
+        )
+    settings = build(GenerationArguments, flags)
+    return GenerationRequest(named["model"], named.get("revision"), named["prompt"], settings)
 
 
 def build_arguments(settings: Mapping[str, Setting]) -> Arguments:

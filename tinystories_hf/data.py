@@ -154,6 +154,23 @@ def load_prepared(folder: Path) -> PreparedData:
     )
 
 
+def describe(prepared: PreparedData) -> str:
+    """Return a table of the counts of a prepared folder, for people."""
+    manifest = prepared.manifest
+    parts = [asdict(manifest.split(name)) for name in SPLITS]
+    keys = [key for key, value in parts[0].items() if isinstance(value, int)]
+    lines = [f"{'':20}{'train':>16}{'validation':>16}"]
+    lines += [f"{key:20}{parts[0][key]:>16,}{parts[1][key]:>16,}" for key in keys]
+    tokens = sum(part["tokens_in"] for part in parts)
+    return "\n".join(
+        [
+            *lines,
+            f"{tokens:,} tokens prepared in {manifest.seconds:,.1f} s; rows of"
+            f" {manifest.context_length}, {manifest.dtype}, at {prepared.path}",
+        ]
+    )
+
+
 def token_stream(prepared: PreparedData, split: str) -> np.ndarray[Any, Any]:
     """Return all tokens of a split in order, the tail included; shape (tokens,)."""
     rows = getattr(prepared, split).with_format("arrow")[:]["input_ids"].combine_chunks()

@@ -217,6 +217,7 @@ class StrictParser(argparse.ArgumentParser):
 
     def __init__(self, description: str, add_help: bool = True) -> None:
         super().__init__(
+            usage="%(prog)s [--FLAG VALUE ...]",
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             argument_default=argparse.SUPPRESS,

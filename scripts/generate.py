@@ -1,0 +1,28 @@
+"""Tell stories with a trained model: a run directory, any folder, or a name on the Hub.
+
+    python scripts/generate.py --model runs/xs --prompt "Once upon a time"
+    python scripts/generate.py --model runs/xs --prompt "Lily found a key" --num_return_sequences 3
+    python scripts/generate.py --model roneneldan/TinyStories-33M --prompt "Tom" --num_beams 5
+
+Stories are sampled at temperature 1 with a fixed seed, end where the model ends them, and never run
+past the length it was trained on. Several prompts are told in one batch.
+"""
+
+from tinystories_hf.errors import report_user_errors
+
+
+def main() -> None:
+    """Parse, load, tell."""
+    from tinystories_hf.arguments import parse_generation_arguments
+
+    asked = parse_generation_arguments(description=__doc__ or "")
+    from tinystories_hf.generation import generate_stories, load_for_generation
+
+    model, tokenizer = load_for_generation(asked.model, asked.revision)
+    for story in generate_stories(model, tokenizer, asked.prompt, asked.settings):
+        print(story, end="\n\n")
+
+
+if __name__ == "__main__":
+    with report_user_errors():
+        main()

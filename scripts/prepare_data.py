@@ -1,0 +1,25 @@
+"""Turn stories into rows of token ids ahead of training, once, into the cache that training reads.
+
+    python scripts/prepare_data.py
+    python scripts/prepare_data.py --dataset stories.txt --tokenizer ./tok
+    python scripts/prepare_data.py --train_file TinyStoriesV2-GPT4-train.txt
+
+It takes the settings of scripts/train.py; those of the model (but for vocab_size) and of training
+do not matter here. Prints where the rows are and every count.
+"""
+
+from tinystories_hf.arguments import parse_arguments
+from tinystories_hf.errors import report_user_errors
+
+
+def main() -> None:
+    """Parse, prepare, report."""
+    arguments = parse_arguments(description=__doc__ or "")
+    from tinystories_hf.data import describe, prepare
+
+    print(describe(prepare(arguments.data, arguments.model.vocab_size)))
+
+
+if __name__ == "__main__":
+    with report_user_errors():
+        main()

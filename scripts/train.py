@@ -1,0 +1,25 @@
+"""Train a TinyStories model and leave a run directory that stock Transformers loads.
+
+    accelerate launch scripts/train.py
+    accelerate launch scripts/train.py --config configs/quickstart.yaml
+    accelerate launch scripts/train.py --dataset stories.txt --tokenizer ./tok --max_steps 200
+
+Without --config it trains the XS model of configs/xs.yaml on roneneldan/TinyStories. Every setting
+below can stand in a YAML file or on the command line; the command line wins.
+"""
+
+from tinystories_hf.arguments import parse_arguments
+from tinystories_hf.errors import report_user_errors
+
+
+def main() -> None:
+    """Parse, then train; torch is imported only once the settings are known to be sound."""
+    arguments = parse_arguments(description=__doc__ or "")
+    from tinystories_hf.training import train
+
+    train(arguments)
+
+
+if __name__ == "__main__":
+    with report_user_errors():
+        main()

@@ -1,0 +1,117 @@
+"""What a run shows while it trains: lines a person can read, and the same prompts told again."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
+from transformers import TrainingArguments as TrainerArguments
+
+from tinystories_hf.arguments import GenerationArguments
+from tinystories_hf.generation import Story, generate_stories
+
+SAMPLES_FILE = "samples.md"
+
+
+class EvaluateAtTheEnd(TrainerCallback):
+    """Evaluate after the last step too, whatever eval_steps says."""
+
+    def on_step_end(
+        self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Ask for an evaluation when the last step is done."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+
+class StorySamples(TrainerCallback):
+    """Tell the sample prompts to their end at each evaluation, into `samples.md`.
+
+    Draws from a generator of its own: training goes on as if nothing had been told.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, prompts: list[str], seed: int) -> None:
+        self.tokenizer = tokenizer
+        self.prompts = prompts
+        self.settings = GenerationArguments(seed=seed)
+        self.latest: list[Story] = []
+
+    def on_train_begin(
+        self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Begin the file, or drop from it what a resumed run will tell again."""
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / SAMPLES_FILE
+            kept = _sections_until(path, state.global_step) if state.global_step else ""
+            path.write_text(
+                kept
+                or "# Samples\n\nThe same prompts and the same seed at each evaluation,"
+                " temperature 1.\n",
+                encoding="utf-8",
+            )
+
+    def on_evaluate(
+        self,
+        args: TrainerArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel,
+        **_: Any,
+    ) -> None:
+        """Tell the stories and append them."""
+        if not state.is_world_process_zero:
+            return
+        self.latest = generate_stories(model, self.tokenizer, self.prompts, self.settings)
+        told = [_quoted(story) for story in self.latest]
+        with (Path(args.output_dir) / SAMPLES_FILE).open("a", encoding="utf-8") as stream:
+            stream.write("\n".join([f"\n## Step {state.global_step}\n", *told]))
+
+
+def _quoted(story: Story) -> str:
+    text = f"**{story.prompt}**{story.completion}" + ("" if story.ended else " […]")
+    return "".join(f"> {line}\n" if line else ">\n" for line in text.splitlines())
+
+
+def _sections_until(path: Path, step: int) -> str:
+    if not path.exists():
+        return ""
+    head, *sections = re.split(r"(?m)^(?=## Step \d+$)", path.read_text(encoding="utf-8"))
+    kept = [part for part in sections if int(part.split("\n", 1)[0].split()[-1]) <= step]
+    return "".join([head, *kept])
+
+
+class ConsoleLog(TrainerCallback):
+    """Print one readable line per log, on one process only."""
+
+    def on_log(
+        self,
+        args: TrainerArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **_: Any,
+    ) -> None:
+        """Print the numbers that are in this log."""
+        if not state.is_world_process_zero:
+            return
+        parts = [f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"]
+        if "loss" in logs:
+            parts += [f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.2e}"]
+        if "eval_loss" in logs:
+            parts.append(f"validation loss {logs['eval_loss']:.4f}")
+        if "tokens_per_second" in logs:
+            left = state.max_steps - state.global_step
+            seconds = left * logs["seconds_per_step"]
+            parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+            parts.append(f"{timedelta(seconds=round(seconds))} left")
+        if len(parts) > 1:
+            print("  ".join(parts), flush=True)

@@ -1,0 +1,150 @@
+"""Stories from a model: seeded, batched, each to its own end and never past the context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerFast as Tokenizer
+
+from tinystories_hf.arguments import GenerationArguments
+from tinystories_hf.errors import UserError
+
+
+@dataclass(frozen=True)
+class Story:
+    """A prompt and what the model made of it; `ended` tells whether it wrote the EOS itself."""
+
+    prompt: str
+    completion: str
+    ended: bool
+
+    def __str__(self) -> str:
+        return self.prompt + self.completion + ("" if self.ended else " […]")
+
+
+def load_for_generation(
+    name: str, revision: str | None = None
+) -> tuple[PreTrainedModel, Tokenizer]:
+    """Load a model and its tokenizer from a run directory or the Hub, in evaluation mode.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"model: cannot load {name}: {reason}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return model.to(device).eval(), tokenizer
+
+
+def generate_stories(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    settings: GenerationArguments | None = None,
+) -> list[Story]:
+    """Tell `num_return_sequences` stories for each prompt, in the order of the prompts.
+
+    The same model, settings and machine give the same stories; torch's own generators and the
+    model's mode are left as they were found.
+
+    Raises:
+        UserError: a prompt is empty or leaves no room in the context.
+    """
+    settings = settings or GenerationArguments()
+    context = context_length(model)
+    asked = [prompt for prompt in prompts for _ in range(settings.num_return_sequences)]
+    per_call = 1
+    if settings.searches:
+        asked, per_call = list(prompts), settings.num_return_sequences
+    for prompt in prompts:
+        length = len(tokenizer(prompt).input_ids)
+        if not 0 < length < context:
+            raise UserError(
+                f"the prompt {prompt[:40]!r} has {length} tokens; it needs at least 1 and fewer"
+                f" than the context of {context}"
+            )
+    stories: list[Story] = []
+    with _seeded(model, settings.seed):
+        for start in range(0, len(asked), settings.batch_size):
+            batch = asked[start : start + settings.batch_size]
+            stories += _tell(model, tokenizer, batch, settings, context, per_call)
+    return stories
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Return the longest text the model was trained on, as its generation config says."""
+    positions = int(model.config.max_position_embeddings)
+    return min(positions, model.generation_config.max_length or positions)
+
+
+@contextmanager
+def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
+    training = model.training
+    on_cpu = model.device.type == "cpu"
+    devices = [] if on_cpu else [model.device.index or 0]
+    model.eval()
+    with torch.random.fork_rng(devices, device_type="cuda" if on_cpu else model.device.type):
+        torch.manual_seed(seed)
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            model.train(training)
+
+
+def _tell(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    settings: GenerationArguments,
+    context: int,
+    per_call: int,
+) -> list[Story]:
+    batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
+    width = batch.input_ids.shape[1]
+    room = context - width
+    output = model.generate(
+        input_ids=batch.input_ids.to(model.device),
+        attention_mask=batch.attention_mask.to(model.device),
+        max_length=width + min(room, settings.max_new_tokens or room),
+        num_return_sequences=per_call,
+        pad_token_id=tokenizer.pad_token_id,
+        **_how_to_choose(settings),
+    )
+    told = [prompt for prompt in prompts for _ in range(per_call)]
+    return [
+        _story(prompt, ids[width:].tolist(), tokenizer)
+        for prompt, ids in zip(told, output, strict=True)
+    ]
+
+
+def _story(prompt: str, ids: list[int], tokenizer: Tokenizer) -> Story:
+    ended = tokenizer.eos_token_id in ids
+    if ended:
+        ids = ids[: ids.index(tokenizer.eos_token_id)]
+    return Story(prompt, tokenizer.decode(ids, skip_special_tokens=True), ended)
+
+
+def _how_to_choose(settings: GenerationArguments) -> dict[str, float | None]:
+    """Return the keyword arguments of `generate` that choose the next token."""
+    if settings.searches:
+        # Whatever generation_config.json says of sampling is set aside, or generate() warns.
+        sampling = {"temperature": None, "top_k": None, "top_p": None}
+        return {"do_sample": False, "num_beams": settings.num_beams, **sampling}
+    return {
+        "do_sample": True,
+        "num_beams": 1,
+        "temperature": settings.temperature,
+        "top_k": settings.top_k,
+        "top_p": settings.top_p,
+    }

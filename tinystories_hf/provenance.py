@@ -1,0 +1,181 @@
+"""`run.json`: the birth certificate of a run, written when it starts and completed when it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from tinystories_hf.arguments import Arguments, BatchPlan
+from tinystories_hf.data import Manifest
+from tinystories_hf.errors import UserError
+from tinystories_hf.modeling import ParameterReport
+
+FILE = "run.json"
+LIBRARIES = (
+    "tinystories_hf",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "huggingface_hub",
+    "safetensors",
+    "numpy",
+    "pyarrow",
+)
+
+
+@dataclass
+class Session:
+    """One start of the program: a run that was resumed has several."""
+
+    command: str
+    started: str
+    resumed_from: str | None
+    git_commit: str | None
+    git_dirty: bool | None
+    versions: dict[str, str]
+    platform: str
+    device: str
+    batch: dict[str, int]
+    mixed_precision: str
+    status: Literal["running", "finished"] = "running"
+    finished: str | None = None
+
+
+@dataclass
+class RunRecord:
+    """All that is needed to repeat a run and to trust its numbers."""
+
+    configuration: dict[str, Any]
+    dataset: dict[str, Any]
+    parameters: dict[str, int]
+    sessions: list[Session] = field(default_factory=list)
+
+    def write(self, run_dir: Path) -> None:
+        """Write `run.json` by one rename, so that no reader sees half of it."""
+        write_json(run_dir / FILE, asdict(self))
+
+    def finish(self, run_dir: Path) -> None:
+        """Mark the last session as finished."""
+        self.sessions[-1].status = "finished"
+        self.sessions[-1].finished = now()
+        self.write(run_dir)
+
+
+def start_record(
+    run_dir: Path,
+    arguments: Arguments,
+    manifest: Manifest,
+    parameters: ParameterReport,
+    session: Session,
+) -> RunRecord:
+    """Describe a run that begins; the earlier sessions of a resumed one stay."""
+    earlier = read_record(run_dir).sessions if (run_dir / FILE).exists() else []
+    dataset = asdict(manifest)
+    for split in ("train", "validation"):
+        del dataset[split]["tail"]
+    return RunRecord(
+        configuration={name: asdict(part) for name, part in arguments._asdict().items()},
+        dataset={"name": arguments.data.dataset, **dataset},
+        parameters=asdict(parameters),
+        sessions=[*earlier, session],
+    )
+
+
+def start_session(plan: BatchPlan, mixed_precision: str, resumed_from: str | None) -> Session:
+    """Describe this start of the program and the machine it runs on."""
+    commit, dirty = git_state()
+    return Session(
+        command=shlex.join([Path(sys.executable).name, *sys.argv]),
+        started=now(),
+        resumed_from=resumed_from,
+        git_commit=commit,
+        git_dirty=dirty,
+        versions={name: version for name in LIBRARIES if (version := _version(name))},
+        platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        device=describe_device(),
+        batch=asdict(plan),
+        mixed_precision=mixed_precision,
+    )
+
+
+def read_record(run_dir: Path) -> RunRecord:
+    """Read the `run.json` of a run directory.
+
+    Raises:
+        UserError: there is none, or it is not one of ours.
+    """
+    try:
+        content = json.loads((run_dir / FILE).read_text(encoding="utf-8"))
+        sessions = [Session(**session) for session in content.pop("sessions")]
+        return RunRecord(**content, sessions=sessions)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run_dir / FILE} is missing or not a record of a run: {error}") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON by one rename."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def now() -> str:
+    """Return the time in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def git_state() -> tuple[str | None, bool | None]:
+    """Return the commit of the code and whether it has changes; None where there is no git."""
+    folder = Path(__file__).resolve().parent
+    try:
+        root = _git(folder, "rev-parse", "--show-toplevel")
+        if Path(root) != folder.parent:
+            return None, None
+        return _git(folder, "rev-parse", "HEAD"), bool(_git(folder, "status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def describe_device() -> str:
+    """Return the accelerator, or the processor and the cores this process may use."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    if torch.backends.mps.is_available():
+        return f"Apple {platform.machine()} (mps)"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"CPU {_processor()}, {cores} cores"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
