@@ -266,8 +266,8 @@ class GenerationArguments:
             raise UserError(f"top_p must lie in (0, 1], got {self.top_p}")
         if self.num_beams < self.num_return_sequences and self.searches:
             raise UserError(
-                f"num_return_sequences {self.num_return_sequences} needs sampling, or as many"
-                " num_beams: a search gives one best story"
+                f"num_return_sequences {self.num_return_sequences} needs a temperature above 0, or"
+                " as many num_beams: a search finds one best story"
             )
 
     @property

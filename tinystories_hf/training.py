@@ -19,6 +19,7 @@ from transformers import TrainingArguments as TrainerArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.logging import disable_progress_bar
 
 from tinystories_hf import hub, provenance
 from tinystories_hf.arguments import Arguments, BatchPlan, TrainingArguments, plan_batch
@@ -99,6 +100,7 @@ def build_trainer_arguments(training: TrainingArguments, plan: BatchPlan) -> Tra
             " Transformers; install it with pip or leave it out"
         )
     use_threads()
+    disable_progress_bar()  # of saving: this model is written in milliseconds
     precision = choose_precision(training)
     built = TrainerArguments(
         output_dir=training.output_dir,
@@ -129,6 +131,7 @@ def build_trainer_arguments(training: TrainingArguments, plan: BatchPlan) -> Tra
         save_steps=training.save_steps,
         save_total_limit=training.save_total_limit,
         dataloader_num_workers=training.dataloader_num_workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
         report_to=list(training.report_to) or "none",
         run_name=training.run_name or Path(training.output_dir).name,
         disable_tqdm=True,

@@ -10,7 +10,7 @@ from typing import Any
 def plot_loss(log_history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """Draw training and validation loss over steps from the Trainer's log history.
 
-    Both are the Trainer's own means in nats per token; dropout is on in the first alone.
+    Both are the Trainer's own means in nats per token; dropout acts in the first alone.
     """
     import matplotlib
 
@@ -19,7 +19,7 @@ def plot_loss(log_history: Sequence[Mapping[str, Any]], path: Path, title: str) 
 
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     for key, label, style in (
-        ("loss", "training (dropout on)", {"linewidth": 1.2, "color": "#4477aa"}),
+        ("loss", "training", {"linewidth": 1.2, "color": "#4477aa"}),
         ("eval_loss", "validation", {"marker": "o", "markersize": 4, "color": "#cc6633"}),
     ):
         points = [(entry["step"], entry[key]) for entry in log_history if key in entry]

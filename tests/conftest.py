@@ -1,0 +1,149 @@
+"""What several tests share: a tiny model, a tiny run, and a way to run the scripts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hub_server import LoopbackHub
+from tinystories_hf.arguments import Arguments, parse_arguments
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+# Nothing listens there: a test that reaches for the Hub by mistake fails at once.
+NO_HUB = "http://127.0.0.1:9"
+
+TINY_CONFIG = """\
+hidden_size: 32
+num_layers: 2
+num_heads: 4
+vocab_size: 320
+max_position_embeddings: 64
+window_size: 16
+dataset: toy
+toy_stories: 300
+tokenizer: train
+context_length: 64
+output_dir: run
+global_batch_size: 8
+max_steps: 20
+learning_rate: 1e-2
+logging_steps: 1
+eval_steps: 10
+save_steps: 10
+max_eval_rows: 8
+bf16: false
+sample_prompts: [Once upon a time]
+"""
+
+
+def environment(home: Path, **extra: str) -> dict[str, str]:
+    """Return a clean environment for a subprocess: own caches, no Hub, all cores."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "ACCELERATE_"))}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS", "PYTEST_XDIST_WORKER"):
+        kept.pop(name, None)
+    return {**kept, "HF_HOME": str(home), "HF_ENDPOINT": NO_HUB, **extra}
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Return the folder of real text and the real tokenizer, or skip."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared (real stories and the real tokenizer), which is not there")
+    return SHARED
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path) -> Path:
+    """Return a YAML file of a model that trains in a second."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY_CONFIG)
+    return path
+
+
+@pytest.fixture
+def tiny_arguments(tiny_config: Path, tmp_path: Path) -> Callable[..., Arguments]:
+    """Return a function that parses the tiny configuration with flags on top."""
+
+    def parse(*flags: str) -> Arguments:
+        places = [
+            "--prepared_dir",
+            str(tmp_path / "prepared"),
+            "--output_dir",
+            str(tmp_path / "run"),
+        ]
+        return parse_arguments(["--config", str(tiny_config), *places, *flags])
+
+    return parse
+
+
+@pytest.fixture
+def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs a script of the project from an empty working directory."""
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def run(
+        script: str, *arguments: str, launcher: tuple[str, ...] = (), **extra: str
+    ) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *launcher, str(ROOT / "scripts" / script), *arguments]
+        return subprocess.run(
+            command,
+            cwd=work,
+            env=environment(tmp_path / "home", **extra),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
+@pytest.fixture
+def run_code(tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs Python code in a process of its own, with its own caches."""
+
+    def run(code: str, *arguments: str, **extra: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=tmp_path,
+            env=environment(tmp_path / "home", **extra),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the run directory of a tiny model, trained through the real command line."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(TINY_CONFIG)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+    done = subprocess.run(
+        [*launch, str(ROOT / "scripts" / "train.py"), "--config", "tiny.yaml"],
+        cwd=folder,
+        env=environment(folder / "home"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    (folder / "stderr.txt").write_text(done.stderr)
+    return folder / "run"
+
+
+@pytest.fixture
+def hub() -> Iterator[LoopbackHub]:
+    """Serve an empty Hub on loopback."""
+    with LoopbackHub() as server:
+        yield server

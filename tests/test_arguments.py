@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from tinystories_hf.arguments import (
+    GROUPS,
+    Arguments,
+    BatchPlan,
+    parse_arguments,
+    parse_generation_arguments,
+    plan_batch,
+)
+from tinystories_hf.errors import UserError
+
+
+def parse(config: Path, *flags: str) -> Arguments:
+    return parse_arguments(["--config", str(config), *flags])
+
+
+def test_no_arguments_mean_the_xs_model() -> None:
+    assert parse_arguments([]).model.hidden_size == 64
+    assert parse_arguments([]).training.output_dir == "runs/xs"
+
+
+def test_names_do_not_collide_between_groups() -> None:
+    names = [declared.name for cls in GROUPS.values() for declared in fields(cls)]
+    assert len(names) == len(set(names))
+
+
+def test_a_dataset_on_the_command_line_drops_the_revision_of_the_yaml() -> None:
+    assert parse_arguments([]).data.dataset_revision is not None
+    data = parse_arguments(["--dataset", "stories.txt", "--tokenizer", "./tok"]).data
+    assert data.dataset_revision is None
+    assert data.tokenizer_vocab_sha256 is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--hidden_size", "30"), "hidden_size 30 is not divisible by num_heads 4"),
+        (("--num_layers", "3"), "num_layers 3 is not a multiple"),
+        (("--attention_types", "sparse"), "attention_types must list"),
+        (("--context_length", "65"), "context_length 65 is longer than max_position_embeddings 64"),
+        (("--attention_dropout", "1"), r"attention_dropout must lie in \[0, 1\)"),
+        (("--vocab_size", "0"), "vocab_size must be positive"),
+        (("--context_length", "1"), "context_length must be at least 2"),
+        (("--validation_share", "1"), "validation_share must lie between"),
+        (("--toy_stories", "-4"), "toy_stories must be positive"),
+        (("--learning_rate", "0"), "learning_rate must be positive"),
+        (("--learning_rate", "quick"), "--learning_rate: expected a number, got 'quick'"),
+        (("--max_steps", "0"), "max_steps must be positive, or -1"),
+        (("--eval_steps", "2.5"), "eval_steps above 1 counts steps"),
+        (("--weight_decay", "-0.1"), "weight_decay must not be negative"),
+        (("--lr_scheduler_type", "zigzag"), "expected linear, cosine"),
+        (("--bf16", "maybe"), "--bf16: expected true or false or auto"),
+        (("--learning_rat", "1"), "did you mean --learning_rate?"),
+        (("stray",), "unknown flag stray"),
+        (("--vocab_size",), "--vocab_size"),
+    ],
+)
+def test_impossible_settings_are_errors_that_name_the_key(
+    tiny_config: Path, flags: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        parse(tiny_config, *flags)
+
+
+def test_help_lists_every_setting_with_its_value(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    words = capsys.readouterr().out.split()
+    for cls in GROUPS.values():
+        assert {f"--{declared.name}" for declared in fields(cls)} <= set(words)
+    assert "[5e-4]" in words or "[0.0005]" in words
+
+
+@pytest.mark.parametrize(
+    ("total", "processes", "per_device", "plan"),
+    [
+        (80, 1, "null", BatchPlan(80, 1, 16, 5)),
+        (80, 8, "null", BatchPlan(80, 8, 10, 1)),
+        (80, 1, "80", BatchPlan(80, 1, 80, 1)),
+        (1280, 4, "20", BatchPlan(1280, 4, 20, 16)),
+        (7, 1, "null", BatchPlan(7, 1, 7, 1)),
+    ],
+)
+def test_the_batch_is_stated_once_and_the_rest_derived(
+    tiny_config: Path, total: int, processes: int, per_device: str, plan: BatchPlan
+) -> None:
+    flags = ("--global_batch_size", str(total), "--per_device_train_batch_size", per_device)
+    derived = plan_batch(parse(tiny_config, *flags).training, processes)
+    assert derived == plan
+    product = derived.per_device_train_batch_size * derived.gradient_accumulation_steps
+    assert product * processes == total
+
+
+@pytest.mark.parametrize(
+    ("total", "processes", "per_device", "message"),
+    [
+        ("80", 3, "null", "not divisible by 3 processes; use 78 or 81"),
+        ("2", 4, "null", "not divisible by 4 processes"),
+        ("80", 1, "7", "per_device_train_batch_size 7; use one of 1, 2, 4, 5"),
+    ],
+)
+def test_an_indivisible_batch_names_values_that_fit(
+    tiny_config: Path, total: str, processes: int, per_device: str, message: str
+) -> None:
+    flags = ("--global_batch_size", total, "--per_device_train_batch_size", per_device)
+    with pytest.raises(UserError, match=message):
+        plan_batch(parse(tiny_config, *flags).training, processes)
+
+
+def test_generation_needs_a_model_and_a_prompt() -> None:
+    with pytest.raises(UserError, match="give --model and --prompt"):
+        parse_generation_arguments(["--model", "runs/xs"])
+    request = parse_generation_arguments(["--model", "m", "--prompt", "a", "b", "--top_k", "5"])
+    assert (request.prompt, request.settings.top_k) == (["a", "b"], 5)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--top_p", "0"),
+        ("--temperature", "-1"),
+        ("--num_beams", "0"),
+        ("--max_new_tokens", "0"),
+        ("--temperature", "0", "--num_return_sequences", "2"),
+    ],
+)
+def test_impossible_generation_settings_are_errors(flags: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=flags[0].strip("-")):
+        parse_generation_arguments(["--model", "m", "--prompt", "a", *flags])

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+
+from tinystories_hf import data as data_module
+from tinystories_hf.arguments import Arguments
+from tinystories_hf.data import (
+    PreparedData,
+    RowWriter,
+    describe,
+    load_prepared,
+    prepare,
+    row_dtype,
+    token_stream,
+)
+from tinystories_hf.errors import UserError
+
+Parse = Callable[..., Arguments]
+
+
+def prepare_with(parse: Parse, *flags: str) -> PreparedData:
+    arguments = parse(*flags)
+    return prepare(arguments.data, arguments.model.vocab_size, quiet=True)
+
+
+def everything_below(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def naive_stream(prepared: PreparedData, stories: list[str]) -> list[int]:
+    """Tokenize one story after the other with the slow, ordinary call."""
+    ids: list[int] = []
+    for story in stories:
+        ids += prepared.tokenizer(story, add_special_tokens=False).input_ids
+        ids.append(prepared.tokenizer.eos_token_id)
+    return ids
+
+
+def test_rows_are_the_stream_of_all_stories_with_an_eos_each(
+    tiny_arguments: Parse, tmp_path: Path
+) -> None:
+    stories = [f"Story {number} " + "went on and on. " * (number % 9) for number in range(200)]
+    for name in ("train", "valid"):
+        text = "".join(f"{story}\n<|endoftext|>\n" for story in stories)
+        (tmp_path / f"{name}.txt").write_text(text)
+    prepared = prepare_with(tiny_arguments, "--dataset", str(tmp_path), "--vocab_size", "280")
+    expected = naive_stream(prepared, stories)
+    assert token_stream(prepared, "train").tolist() == expected
+    rows = np.array(prepared.train["input_ids"])
+    assert rows.shape == (len(expected) // 64, 64)
+    assert rows.flatten().tolist() == expected[: rows.size]
+    counts = prepared.manifest.train
+    assert counts.tokens_in == len(expected) == counts.tokens_out + counts.tokens_dropped
+    assert counts.bytes == sum(len(story.encode()) for story in stories)
+    assert counts.stories_kept == 200
+    assert prepared.train.features["input_ids"] == datasets.List(datasets.Value("uint16"), 64)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_tokens_are_conserved_however_the_stream_arrives(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    length = draw.randrange(2, 40)
+    stream = np.array([draw.randrange(60_000) for _ in range(draw.randrange(1, 3000))])
+    writer = RowWriter(tmp_path / "rows.arrow", length, 60_000)
+    writer.TOKENS_PER_BLOCK = draw.choice([1, 7, 500, 10_000])
+    with writer:
+        position = 0
+        while position < len(stream):
+            step = draw.randrange(1, 200)
+            writer.write(stream[position : position + step])
+            position += step
+    rows = datasets.Dataset.from_file(str(tmp_path / "rows.arrow"))
+    out = [token for row in rows["input_ids"] for token in row]
+    assert out + writer.tail.tolist() == stream.tolist()
+    assert len(writer.tail) < length
+    assert (writer.tokens_in, writer.rows) == (len(stream), len(rows))
+
+
+def test_ids_take_two_bytes_where_the_vocabulary_allows_it() -> None:
+    assert row_dtype(50_257).itemsize == 2
+    assert row_dtype(2**16).itemsize == 2
+    assert row_dtype(2**16 + 1).itemsize == 4
+
+
+def test_rows_do_not_depend_on_batches_or_threads(
+    tiny_arguments: Parse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for number, (batch, parallel) in enumerate([(512, "true"), (7, "false"), (1, "true")]):
+        monkeypatch.setattr(data_module, "STORIES_PER_BATCH", batch)
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", parallel)
+        prepared = prepare_with(tiny_arguments, "--prepared_dir", str(tmp_path / str(number)))
+        found.append((prepared.path / "train.arrow").read_bytes())
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_second_run_is_served_from_the_cache(
+    tiny_arguments: Parse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepare_with(tiny_arguments)
+
+    def never(*_: Any) -> None:
+        raise AssertionError("tokenized again")
+
+    monkeypatch.setattr(data_module, "tokenize", never)
+    second = prepare_with(tiny_arguments)
+    assert second.path == first.path
+    assert second.manifest == first.manifest
+    assert second.train["input_ids"] == first.train["input_ids"]
+
+
+def test_all_that_changes_the_rows_changes_the_fingerprint(
+    tiny_arguments: Parse, tmp_path: Path
+) -> None:
+    text = tmp_path / "stories.txt"
+    text.write_text("A cat sat on a mat in the sun.\n<|endoftext|>\n" * 200)
+    folders = {prepare_with(tiny_arguments).path}
+    variants = [
+        ("--toy_seed", "1"),
+        ("--toy_stories", "301"),
+        ("--context_length", "32"),
+        ("--vocab_size", "300"),
+        ("--validation_share", "0.1"),
+        ("--validation_seed", "1"),
+        ("--drop_duplicates",),
+        ("--repair_mojibake",),
+    ]
+    for flags in variants:
+        folders.add(prepare_with(tiny_arguments, *flags).path)
+    assert len(folders) == 1 + len(variants)
+    valid = ("--validation_file", str(text), "--vocab_size", "265")
+    before = prepare_with(tiny_arguments, "--dataset", str(text), *valid)
+    stat = text.stat()
+    text.write_text(text.read_text().replace("cat", "dog"))
+    os.utime(text, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    after = prepare_with(tiny_arguments, "--dataset", str(text), *valid)
+    assert before.path != after.path, "same name, size and time, but another content"
+
+
+def test_a_failure_leaves_nothing_behind(
+    tiny_arguments: Parse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: Any) -> Iterator[Any]:
+        raise RuntimeError("power cut")
+
+    before = everything_below(tmp_path)
+    monkeypatch.setattr(data_module, "tokenize", breaks)
+    with pytest.raises(RuntimeError):
+        prepare_with(tiny_arguments, "--prepared_dir", str(tmp_path / "new" / "deep"))
+    assert everything_below(tmp_path) == before
+
+
+def test_two_that_prepare_at_once_end_with_the_same_folder(
+    tiny_arguments: Parse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = data_module._write
+    nested: list[PreparedData] = []
+
+    def slowly(*arguments: Any) -> None:
+        monkeypatch.setattr(data_module, "_write", write)
+        nested.append(prepare_with(tiny_arguments))
+        write(*arguments)
+
+    monkeypatch.setattr(data_module, "_write", slowly)
+    outer = prepare_with(tiny_arguments)
+    assert outer.path == nested[0].path
+    assert [path.name for path in outer.path.parent.iterdir()] == [outer.path.name]
+
+
+def test_a_damaged_folder_is_an_error_that_says_what_to_remove(tiny_arguments: Parse) -> None:
+    prepared = prepare_with(tiny_arguments)
+    with (prepared.path / "train.arrow").open("r+b") as stream:
+        stream.truncate(1000)
+    with pytest.raises(UserError, match=r"train\.arrow is damaged; remove"):
+        prepare_with(tiny_arguments)
+    (prepared.path / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="is not a prepared folder"):
+        load_prepared(prepared.path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no stories for train"),
+        ("Hi.\n<|endoftext|>\n", "fewer than one row of context_length 64"),
+    ],
+)
+def test_too_little_text_is_an_error_and_leaves_nothing(
+    tiny_arguments: Parse, tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "s.txt"
+    path.write_text(text)
+    prepare_with(tiny_arguments).tokenizer.save_pretrained(tmp_path / "tok")
+    before = everything_below(tmp_path)
+    flags = ("--dataset", str(path), "--validation_file", str(path))
+    with pytest.raises(UserError, match=message):
+        prepare_with(tiny_arguments, *flags, "--tokenizer", str(tmp_path / "tok"))
+    assert everything_below(tmp_path) == before
+
+
+def test_the_manifest_is_json_with_every_count(tiny_arguments: Parse) -> None:
+    prepared = prepare_with(tiny_arguments)
+    manifest = json.loads((prepared.path / "manifest.json").read_text())
+    assert manifest["train"]["source"]["toy"] == {"stories": 300, "seed": 0}
+    assert manifest["dtype"] == "uint16"
+    kept = manifest["train"]["stories_kept"] + manifest["validation"]["stories_kept"]
+    assert kept == 300
+    assert str(prepared.path) in describe(prepared)
+    assert f"{manifest['train']['tokens_in']:,}" in describe(prepared)
+
+
+def test_the_real_sample_is_conserved_token_by_token(tiny_arguments: Parse, shared: Path) -> None:
+    flags = ("--dataset", str(shared / "data/tinystories"), "--context_length", "64")
+    tokenizer = ("--tokenizer", str(shared / "data/gpt-neo-tokenizer"), "--vocab_size", "50257")
+    prepared = prepare_with(tiny_arguments, *flags, *tokenizer)
+    train, validation = prepared.manifest.train, prepared.manifest.validation
+    # 2,712,592 and 82,100 tokens without the separators, one of which follows each story.
+    assert (train.stories_read, train.tokens_in) == (13_321, 2_712_592 + 13_321)
+    assert (validation.stories_read, validation.tokens_in) == (415, 82_100 + 415)
+    for name, counts in (("train", train), ("validation", validation)):
+        assert counts.tokens_in == counts.tokens_out + counts.tokens_dropped
+        assert counts.tokens_dropped == len(counts.tail) < 64
+        stream = token_stream(prepared, name)
+        assert len(stream) == counts.tokens_in
+        assert (stream == prepared.tokenizer.eos_token_id).sum() == counts.stories_kept
+        text = prepared.tokenizer.decode(stream[:2000])
+        source = (shared / f"data/tinystories/TinyStories-{name[:5]}.txt").read_text()
+        assert text.startswith(source.strip()[:200])
