@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.hub_server import LoopbackHub
 from tinystories_hf.arguments import Arguments, parse_arguments
@@ -17,6 +18,14 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 # Nothing listens there: a test that reaches for the Hub by mistake fails at once.
 NO_HUB = "http://127.0.0.1:9"
+
+LAUNCH = (
+    *(sys.executable, "-m", "accelerate.commands.launch"),
+    *("--config_file", str(ROOT / "configs/accelerate/cpu.yaml")),
+    *("--num_cpu_threads_per_process", "1"),
+)
+
+torch.set_num_threads(1)
 
 TINY_CONFIG = """\
 hidden_size: 32
@@ -43,11 +52,14 @@ sample_prompts: [Once upon a time]
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:
-    """Return a clean environment for a subprocess: own caches, no Hub, all cores."""
+    """Return a clean environment for a subprocess: own caches, no Hub, one thread."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "ACCELERATE_"))}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS", "PYTEST_XDIST_WORKER"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         kept.pop(name, None)
-    return {**kept, "HF_HOME": str(home), "HF_ENDPOINT": NO_HUB, **extra}
+    # One thread: the models are tiny, and two test processes that fight for two cores take ten
+    # times as long.
+    alone = {"HF_HOME": str(home), "HF_ENDPOINT": NO_HUB, "OMP_NUM_THREADS": "1"}
+    return {**kept, **alone, **extra}
 
 
 @pytest.fixture
@@ -127,9 +139,8 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the run directory of a tiny model, trained through the real command line."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.yaml").write_text(TINY_CONFIG)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
     done = subprocess.run(
-        [*launch, str(ROOT / "scripts" / "train.py"), "--config", "tiny.yaml"],
+        [*LAUNCH, str(ROOT / "scripts" / "train.py"), "--config", "tiny.yaml"],
         cwd=folder,
         env=environment(folder / "home"),
         capture_output=True,

@@ -86,7 +86,7 @@ def _sections_until(path: Path, step: int) -> str:
         return ""
     head, *sections = re.split(r"(?m)^(?=## Step \d+$)", path.read_text(encoding="utf-8"))
     kept = [part for part in sections if int(part.split("\n", 1)[0].split()[-1]) <= step]
-    return "".join([head, *kept])
+    return "".join([head, *kept]).rstrip("\n") + "\n"
 
 
 class ConsoleLog(TrainerCallback):

@@ -92,7 +92,9 @@ def start_record(
     )
 
 
-def start_session(plan: BatchPlan, mixed_precision: str, resumed_from: str | None) -> Session:
+def start_session(
+    plan: BatchPlan, mixed_precision: str, device_type: str, resumed_from: str | None
+) -> Session:
     """Describe this start of the program and the machine it runs on."""
     commit, dirty = git_state()
     return Session(
@@ -103,7 +105,7 @@ def start_session(plan: BatchPlan, mixed_precision: str, resumed_from: str | Non
         git_dirty=dirty,
         versions={name: version for name in LIBRARIES if (version := _version(name))},
         platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        device=describe_device(),
+        device=describe_device(device_type),
         batch=asdict(plan),
         mixed_precision=mixed_precision,
     )
@@ -160,14 +162,14 @@ def _version(name: str) -> str | None:
         return None
 
 
-def describe_device() -> str:
-    """Return the accelerator, or the processor and the cores this process may use."""
+def describe_device(device_type: str) -> str:
+    """Return the name of the accelerator, or the processor and the cores this process may use."""
     import torch
 
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    if torch.backends.mps.is_available():
-        return f"Apple {platform.machine()} (mps)"
+    if device_type == "cuda":
+        return torch.cuda.get_device_name()
+    if device_type != "cpu":
+        return f"{platform.processor() or platform.machine()} ({device_type})"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"CPU {_processor()}, {cores} cores"
 

@@ -131,11 +131,19 @@ def build_trainer_arguments(training: TrainingArguments, plan: BatchPlan) -> Tra
         save_steps=training.save_steps,
         save_total_limit=training.save_total_limit,
         dataloader_num_workers=training.dataloader_num_workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=device_type() == "cuda",
         report_to=list(training.report_to) or "none",
         run_name=training.run_name or Path(training.output_dir).name,
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,
+        # Without it the processes of a launcher on the CPU would train apart, each as if alone.
+        use_cpu=device_type() == "cpu",
     )
+    if built.world_size != plan.num_processes:
+        raise UserError(
+            f"the launcher started {plan.num_processes} processes but they form a group of"
+            f" {built.world_size}; start with `accelerate launch`, see configs/accelerate"
+        )
     if built.n_gpu > 1:
         raise UserError(
             f"one process sees {built.n_gpu} GPUs; start one process per GPU with `accelerate"
@@ -160,22 +168,27 @@ def choose_precision(training: TrainingArguments) -> Precision:
 
 def hardware_has_bf16() -> bool:
     """Tell whether bf16 is native: emulated it is slower than fp32."""
-    if torch.cuda.is_available():
+    kind = device_type()
+    if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if torch.backends.mps.is_available():
-        return False
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return kind == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def device_type() -> str:
+    """Return the kind of device that accelerate will choose, before it does."""
+    found = torch.accelerator.current_accelerator()
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    return "cpu" if found is None or on_cpu else found.type
 
 
 def use_threads() -> None:
-    """Give each process on the CPU its share of the cores.
+    """Give each process of a launcher on the CPU its share of the cores.
 
     `accelerate launch` sets OMP_NUM_THREADS=1 unless told otherwise, which leaves all but one core
-    idle where there is no GPU; a larger value is somebody's choice and stays.
+    idle where there is no GPU; any other value is somebody's choice and stays.
     """
-    if torch.cuda.is_available() or torch.backends.mps.is_available():
-        return
-    if os.environ.get("OMP_NUM_THREADS", "1") != "1":
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if device_type() != "cpu" or not launched or os.environ.get("OMP_NUM_THREADS", "1") != "1":
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
@@ -281,7 +294,9 @@ def describe_run(
     """Write `run.json` and say in a few lines what is about to happen."""
     run_dir = Path(arguments.training.output_dir)
     parameters = count_parameters(trainer.model)
-    session = provenance.start_session(plan, trainer.args.mixed_precision, checkpoint)
+    session = provenance.start_session(
+        plan, trainer.args.mixed_precision, trainer.args.device.type, checkpoint
+    )
     record = provenance.start_record(run_dir, arguments, prepared.manifest, parameters, session)
     if trainer.is_world_process_zero():
         record.write(run_dir)

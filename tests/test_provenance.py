@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tinystories_hf.errors import UserError
+from tinystories_hf.provenance import FILE, git_state, read_record, write_json
+
+
+def test_the_record_says_what_is_needed_to_repeat_the_run(trained_run: Path) -> None:
+    record = read_record(trained_run)
+    assert record.configuration["model"]["hidden_size"] == 32
+    assert record.configuration["training"]["learning_rate"] == 0.01
+    assert record.configuration["training"]["seed"] == 42
+    assert record.dataset["name"] == "toy"
+    assert record.dataset["train"]["source"]["toy"]["seed"] == 0
+    assert len(record.dataset["tokenizer"]["vocab_sha256"]) == 64
+    assert record.parameters["total"] == 37_568
+    (session,) = record.sessions
+    assert {"torch", "transformers", "accelerate", "tokenizers"} <= session.versions.keys()
+    assert "train.py --config tiny.yaml" in session.command
+    assert session.device.startswith("CPU")
+    assert session.mixed_precision == "no"
+    assert (session.status, session.resumed_from) == ("finished", None)
+    assert session.finished is not None
+    assert session.finished >= session.started
+
+
+def test_the_commit_is_that_of_the_code_and_not_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs a git checkout, and this copy of the project is none")
+    monkeypatch.chdir(tmp_path)
+    head = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    )
+    assert git_state()[0] == head.stdout.strip()
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "{}", '{"sessions": [{}]}'])
+def test_a_missing_or_foreign_record_is_an_error(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / FILE).write_text(text)
+    with pytest.raises(UserError, match="missing or not a record of a run"):
+        read_record(tmp_path)
+
+
+def test_json_is_written_by_one_rename(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"b": object()})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"b": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

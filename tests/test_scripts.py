@@ -1,0 +1,162 @@
+"""The command line as a newcomer meets it: quick help, and bad input that changes nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import ROOT, TINY_CONFIG, environment
+from tinystories_hf.tokenizer import train_tokenizer
+from tinystories_hf.toy import toy_stories
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_answers_in_under_two_seconds(run_script: Run, script: str) -> None:
+    start = time.perf_counter()
+    done = run_script(script, "--help")
+    assert time.perf_counter() - start < 2
+    assert done.returncode == 0
+    assert f"python scripts/{script}" in done.stdout or f"launch scripts/{script}" in done.stdout
+
+
+def test_importing_the_package_and_parsing_import_nothing_heavy() -> None:
+    code = (
+        "import sys, tinystories_hf, tinystories_hf.arguments as a; a.parse_arguments([]);"
+        "print({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_is_a_table_of_contents(script: str) -> None:
+    assert len((ROOT / "scripts" / script).read_text().splitlines()) < 60
+
+
+def write_inputs(work: Path) -> None:
+    """Write the good and bad files that the cases below name."""
+    (work / "tiny.yaml").write_text(TINY_CONFIG)
+    (work / "unknown.yaml").write_text("base: tiny.yaml\nlerning_rate: 1e-3\n")
+    (work / "word.yaml").write_text("base: tiny.yaml\nlearning_rate: fast\n")
+    (work / "nothing.yaml").write_text("")
+    (work / "empty.txt").write_text("")
+    (work / "short.txt").write_text("Hi.\n<|endoftext|>\n")
+    (work / "latin.txt").write_bytes(b"Zo\xe9 ran.\n<|endoftext|>\n" * 50)
+    (work / "story.jsonl").write_text(json.dumps({"story": "Once."}) + "\n")
+    pq.write_table(pa.table({"story": ["Once."]}), work / "story.parquet")
+    (work / "taken" / "checkpoint-5").mkdir(parents=True)
+    train_tokenizer(toy_stories(200), 320, 64).save_pretrained(work / "tok")
+    train_tokenizer(toy_stories(200), 300, 64).save_pretrained(work / "other")
+
+
+TOK = ("--tokenizer", "tok")
+BAD_INPUT = {
+    "unknown YAML key": (("--config", "unknown.yaml"), "unknown.yaml: lerning_rate"),
+    "misspelt flag": (("--lerning_rate", "1e-3"), "--lerning_rate; did you mean --learning_rate?"),
+    "string for a number": (
+        ("--config", "word.yaml"),
+        "word.yaml: learning_rate: expected a number",
+    ),
+    "empty YAML": (("--config", "nothing.yaml"), "nothing.yaml is empty"),
+    "missing YAML": (("--config", "nowhere.yaml"), "no configuration file at nowhere.yaml"),
+    "missing file": (("--dataset", "nowhere.txt"), "nowhere.txt is not there"),
+    "no text column": (("--dataset", "story.parquet", *TOK), "no column 'text'; name the one"),
+    "no text key": (("--dataset", "story.jsonl", *TOK), "story.jsonl, line 1 has no column 'text'"),
+    "empty corpus": (("--dataset", "empty.txt", *TOK), "empty.txt has no stories for train"),
+    "less than one row": (("--dataset", "short.txt", *TOK), "fewer than one row of context_length"),
+    "not UTF-8": (("--dataset", "latin.txt", *TOK), "latin.txt is not UTF-8"),
+    "tokenizer mismatch": (("--tokenizer", "other"), "other has 300 entries but vocab_size is 320"),
+    "indivisible heads": (
+        ("--hidden_size", "30"),
+        "hidden_size 30 is not divisible by num_heads 4",
+    ),
+    "indivisible batch": (("--per_device_train_batch_size", "3"), "global_batch_size 8 over 1"),
+    "context too long": (("--context_length", "128"), "longer than max_position_embeddings 64"),
+    "another run": (("--output_dir", "taken"), "taken already holds a run (checkpoint-5)"),
+    "batch above corpus": (("--global_batch_size", "4096"), "more than the"),
+    "no Hub for the dataset": (("--dataset", "me/stories"), "could not reach http://127.0.0.1:9"),
+    "no Hub for the tokenizer": (("--tokenizer", "me/tok"), "could not reach http://127.0.0.1:9"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_sentence_and_changes_nothing(
+    run_script: Run, tmp_path: Path, case: str
+) -> None:
+    flags, message = BAD_INPUT[case]
+    work = tmp_path / "work"
+    write_inputs(work)
+    if "--config" not in flags:
+        flags = ("--config", "tiny.yaml", *flags)
+    if case == "batch above corpus":  # the rows are fine, and stay prepared
+        assert run_script("prepare_data.py", "--config", "tiny.yaml").returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    start = time.perf_counter()
+    done = run_script("train.py", *flags)
+    assert time.perf_counter() - start < 10
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
+    assert not (work / "run").exists()
+
+
+def test_two_processes_that_do_not_divide_the_batch_are_refused(
+    run_script: Run, tmp_path: Path
+) -> None:
+    write_inputs(tmp_path / "work")
+    flags = ("--config", "tiny.yaml", "--global_batch_size", "7")
+    done = run_script("train.py", *flags, WORLD_SIZE="2")
+    assert done.returncode == 2
+    assert "global_batch_size 7 is not divisible by 2 processes; use 6 or 8" in done.stderr
+
+
+def test_the_mission_command_without_a_hub_says_how_to_give_local_files(run_script: Run) -> None:
+    start = time.perf_counter()
+    done = run_script("train.py")
+    assert time.perf_counter() - start < 10
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "could not reach http://127.0.0.1:9" in line
+    assert "--dataset FILE_OR_FOLDER" in line or "--tokenizer FOLDER" in line
+
+
+def test_stories_are_told_from_the_command_line(trained_run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "generate.py"), "--model", "run"]
+    told = [
+        subprocess.run(
+            [*command, "--prompt", "Once upon a time", "--num_return_sequences", "2"],
+            cwd=trained_run.parent,
+            env=environment(tmp_path),
+            capture_output=True,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    assert told[0].returncode == 0, told[0].stderr
+    assert told[0].stdout.count("Once upon a time") == 2
+    assert told[0].stdout == told[1].stdout
+    assert "Traceback" not in told[0].stderr
+
+
+def test_preparing_reports_every_count_and_trains_no_model(run_script: Run, tmp_path: Path) -> None:
+    write_inputs(tmp_path / "work")
+    done = run_script("prepare_data.py", "--config", "tiny.yaml")
+    assert done.returncode == 0, done.stderr
+    for word in ("stories_read", "tokens_in", "tokens_dropped", "rows", "bytes"):
+        assert word in done.stdout
+    assert not (tmp_path / "work" / "run").exists()

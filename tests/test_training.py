@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import LAUNCH, ROOT, TINY_CONFIG, environment
+from tinystories_hf.arguments import Arguments, BatchPlan
+from tinystories_hf.errors import UserError
+from tinystories_hf.training import (
+    StoryTrainer,
+    build_trainer_arguments,
+    checkpoint_to_resume,
+    choose_precision,
+    collate_rows,
+)
+
+Parse = Callable[..., Arguments]
+
+
+def launch(folder: Path, *flags: str, processes: int = 1, run: str = "run") -> list[dict[str, Any]]:
+    """Train the tiny model in `folder` and return its log history; several need the launcher."""
+    (folder / "tiny.yaml").write_text(TINY_CONFIG)
+    done = subprocess.run(
+        [
+            *(LAUNCH if processes > 1 else (sys.executable,)),
+            *(("--num_processes", str(processes)) if processes > 1 else ()),
+            *(str(ROOT / "scripts" / "train.py"), "--config", "tiny.yaml", *flags),
+            *("--output_dir", run),
+        ],
+        cwd=folder,
+        env=environment(folder / "home"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return history(folder / run)
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    log: list[dict[str, Any]] = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    return log
+
+
+def losses(log: list[dict[str, Any]]) -> dict[int, float]:
+    return {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    flags = ("--max_steps", "30", "--seed", "3")
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        found.append(losses(launch(folder, *flags, processes=processes)))
+        record = json.loads((folder / "run" / "run.json").read_text())
+        assert record["sessions"][0]["batch"]["num_processes"] == processes
+    one, two = found
+    assert len(one) == len(two) == 30
+    assert max(abs(one[step] - two[step]) for step in one) < 1e-4
+    assert one[1] > one[30] + 0.5, "and both learn"
+
+
+DROPOUT = ("--attention_dropout", "0.1", "--embed_dropout", "0.1", "--resid_dropout", "0.1")
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    straight.mkdir()
+    # 270 training rows of 64 and 8 a step: 20 steps of accumulation cross no epoch, 45 do
+    flags = (*DROPOUT, "--per_device_train_batch_size", "4", "--save_total_limit", "null")
+    whole = launch(straight, *flags)
+    shutil.copytree(straight, resumed)
+    shutil.rmtree(resumed / "run" / "checkpoint-20")
+    again = launch(resumed, *flags, "--resume_from_checkpoint")
+    assert losses(again) == losses(whole)
+    first, second = (
+        load_file(folder / "run" / "model.safetensors") for folder in (straight, resumed)
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    samples = [(folder / "run" / "samples.md").read_text() for folder in (straight, resumed)]
+    assert samples[0] == samples[1]
+    record = json.loads((resumed / "run" / "run.json").read_text())
+    assert [session["resumed_from"] for session in record["sessions"]] == [
+        None,
+        "run/checkpoint-10",
+    ]
+    other = launch(resumed, *flags, "--seed", "43", run="other")
+    assert losses(other) != losses(whole), "the comparison can fail"
+
+
+def test_a_stopped_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    constant = (*DROPOUT, "--lr_scheduler_type", "constant")
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    for folder in (straight, stopped):
+        folder.mkdir()
+    whole = launch(straight, *constant, "--max_steps", "20")
+    launch(stopped, *constant, "--max_steps", "10")
+    again = launch(stopped, *constant, "--max_steps", "20", "--resume_from_checkpoint")
+    assert losses(again) == losses(whole)
+    assert (stopped / "run/model.safetensors").read_bytes() == (
+        straight / "run/model.safetensors"
+    ).read_bytes()
+
+
+def test_the_run_directory_holds_what_it_promises(trained_run: Path) -> None:
+    names = {path.name for path in trained_run.iterdir()}
+    promised = {
+        *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json"),
+        *("tokenizer_config.json", "README.md", "run.json", "train_results.json"),
+        *("eval_results.json", "samples.md", "loss.png", "checkpoint-20"),
+    }
+    assert promised <= names
+    assert not {name for name in names if name.endswith((".bin", ".pt", ".pkl"))}
+    config = json.loads((trained_run / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("gpt_neo", ["GPTNeoForCausalLM"])
+    assert "auto_map" not in config
+
+
+def test_a_tiny_model_learns_and_its_numbers_agree(trained_run: Path) -> None:
+    log = losses(history(trained_run))
+    assert log[20] < log[1] - 0.5
+    results = json.loads((trained_run / "train_results.json").read_text())
+    assert results["tokens_seen"] == 20 * 8 * 64
+    final = json.loads((trained_run / "eval_results.json").read_text())["validation"]
+    assert abs(final["loss"] - log[20]) < 0.5
+
+
+def test_the_log_is_for_people(trained_run: Path) -> None:
+    out = (trained_run.parent / "stdout.txt").read_text()
+    assert "8 sequences per step = 8 per device x 1 process x 1 accumulation step" in out
+    assert "tokens/s" in out
+    assert "python scripts/generate.py --model run --prompt 'Once upon a time'" in out
+    assert (trained_run.parent / "stderr.txt").read_text() == ""
+
+
+def test_samples_are_told_at_every_evaluation(trained_run: Path) -> None:
+    text = (trained_run / "samples.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Step 10",
+        "## Step 20",
+    ]
+    assert text.count("**Once upon a time**") == 2
+
+
+def test_a_directory_with_another_run_is_refused(tiny_arguments: Parse, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert checkpoint_to_resume(tiny_arguments().training) is None
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
+    assert checkpoint_to_resume(tiny_arguments().training) is None
+    (run / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"already holds a run \(config.json\)"):
+        checkpoint_to_resume(tiny_arguments().training)
+    (run / "checkpoint-7").mkdir()
+    with pytest.raises(UserError, match=r"already holds a run \(checkpoint-7\)"):
+        checkpoint_to_resume(tiny_arguments().training)
+
+
+def test_resuming_needs_a_checkpoint(tiny_arguments: Parse, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint in"):
+        checkpoint_to_resume(tiny_arguments("--resume_from_checkpoint").training)
+    with pytest.raises(UserError, match="is not a checkpoint of a Trainer"):
+        checkpoint_to_resume(tiny_arguments("--resume_from_checkpoint", str(tmp_path)).training)
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        checkpoint_to_resume(tiny_arguments("--output_dir", str(file)).training)
+
+
+@pytest.mark.parametrize(
+    ("asked", "launcher", "hardware", "expected"),
+    [
+        ("true", "no", False, "bf16"),
+        ("false", "bf16", True, "no"),
+        ("auto", "no", True, "bf16"),
+        ("auto", "no", False, "no"),
+        ("auto", "fp16", True, "fp16"),
+        ("auto", "bf16", False, "bf16"),
+    ],
+)
+def test_precision_is_what_is_asked_for_then_the_launchers_then_the_hardwares(
+    tiny_arguments: Parse,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+    launcher: str,
+    hardware: bool,
+    expected: str,
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    monkeypatch.setattr("tinystories_hf.training.hardware_has_bf16", lambda: hardware)
+    assert choose_precision(tiny_arguments("--bf16", asked).training) == expected
+
+
+def test_an_unknown_tracker_is_an_error(tiny_arguments: Parse) -> None:
+    training = tiny_arguments("--report_to", "nosuchtracker").training
+    with pytest.raises(UserError, match="report_to: nosuchtracker is not installed"):
+        build_trainer_arguments(training, BatchPlan(8, 1, 8, 1))
+
+
+def test_rows_become_int64_batches_whose_labels_are_the_ids() -> None:
+    import numpy as np
+
+    rows = [{"input_ids": np.array([65_535, 1], dtype=np.uint16)} for _ in range(3)]
+    batch = collate_rows(rows)
+    assert batch["input_ids"].dtype == torch.int64
+    assert batch["labels"].tolist() == [[65_535, 1]] * 3
+
+
+def test_each_epoch_is_whole_steps_and_leaves_other_rows_out() -> None:
+    trainer = StoryTrainer.__new__(StoryTrainer)
+    trainer.plan = BatchPlan(8, 1, 8, 1)
+    trainer.train_dataset = list(range(30))
+    sampler = trainer._get_train_sampler()
+    epochs = [list(sampler) for _ in range(20)]
+    assert all(len(epoch) == len(set(epoch)) == 24 for epoch in epochs)
+    assert set().union(*epochs) == set(range(30))
