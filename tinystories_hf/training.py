@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -363,6 +364,8 @@ def print_ending(arguments: Arguments, trainer: StoryTrainer, loss: TokenLoss) -
         f" all {loss.tokens:,} tokens"
     )
     run_dir, prompt = arguments.training.output_dir, arguments.training.sample_prompts[0]
-    command = ["python", "scripts/generate.py", "--model", run_dir, "--prompt", prompt]
+    python = os.path.relpath(sys.executable)
+    python = "python" if python.startswith("..") else python
+    command = [python, "scripts/generate.py", "--model", run_dir, "--prompt", prompt]
     print(f"saved       {run_dir}; more stories with")
     print(f"  {shlex.join(command)}", flush=True)

@@ -1,0 +1,47 @@
+# Each target sets up all it needs: a virtual environment with the pinned dependencies of
+# constraints.txt. PYTHON chooses the interpreter (3.10 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+QUICKSTART := runs/quickstart
+
+.PHONY: quickstart test check lock clean
+
+quickstart: $(VENV)/installed
+	@if [ -e $(QUICKSTART)/eval_results.json ]; then \
+		echo "$(QUICKSTART) is trained already; remove it to train again. Three stories of its:"; \
+		$(BIN)/python scripts/generate.py --model $(QUICKSTART) --prompt \
+			"Once upon a time there was a little girl named Mia." \
+			"One day, a clever fox named Ben went to the" \
+			"Once upon a time, a brave boy named Leo lived near the"; \
+	else \
+		$(BIN)/accelerate launch scripts/train.py --config configs/quickstart.yaml; \
+	fi
+
+test: $(VENV)/installed-dev check
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --universal --python-version 3.10 --all-extras --no-emit-index-url \
+		--no-annotate --quiet --custom-compile-command "make lock" \
+		--constraints constraints.in pyproject.toml --output-file constraints.txt
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "needs Python 3.10 or newer: make PYTHON=python3.12")'
+	@echo "Installing into $(VENV); torch is large, this can take minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
