@@ -176,9 +176,10 @@ def _hub_split(data: DataArguments, commit: str, split: str) -> Split:
         try:
             rows = datasets.load_dataset(data.dataset, split=split, revision=commit)
         except (ValueError, datasets.exceptions.DatasetsError) as error:
-            raise UserError(f"dataset: cannot read split {split} of {data.dataset}: {error}") from (
-                error
-            )
+            raise UserError(
+                f"dataset: cannot read split {split} of {data.dataset}: {error} Name others with"
+                " train_split and validation_split; validation_split null holds stories out"
+            ) from error
         except (OSError, ConnectionError) as error:
             raise explain(error, data.dataset, "dataset", commit) from error
         require_column(data.dataset, data.text_column, rows.column_names)

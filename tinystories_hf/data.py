@@ -119,7 +119,7 @@ def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> Pre
                 tokenizer = tokenizing.train_tokenizer(stories, vocab_size, data.context_length)
             _write(work, data, found, tokenizer, fingerprint, quiet)
             _publish(work, folder)
-    return load_prepared(folder)
+    return load_prepared(folder, tokenizer)
 
 
 def prepared_root(data: DataArguments) -> Path:
@@ -129,8 +129,10 @@ def prepared_root(data: DataArguments) -> Path:
     return Path(HF_HOME) / "tinystories_hf"
 
 
-def load_prepared(folder: Path) -> PreparedData:
+def load_prepared(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> PreparedData:
     """Open a prepared folder; rows are memory-mapped.
+
+    `tokenizer` is the one that made the rows where it is loaded already; else the folder's.
 
     Raises:
         UserError: the folder is not one that `prepare` finished, or a file of it has been cut.
@@ -148,7 +150,7 @@ def load_prepared(folder: Path) -> PreparedData:
     return PreparedData(
         folder,
         manifest,
-        AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        tokenizer or AutoTokenizer.from_pretrained(folder / "tokenizer"),
         datasets.Dataset.from_file(str(_arrow(folder, "train"))),
         datasets.Dataset.from_file(str(_arrow(folder, "validation"))),
     )

@@ -1,0 +1,124 @@
+"""What the README says is done: its commands parse, its snippets run, its numbers are recorded."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, environment
+from tinystories_hf.arguments import parse_arguments, parse_generation_arguments
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+LAUNCHER_FLAGS = {"--config_file": 1, "--num_processes": 1, "-q": 0}
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the words of each command in the shell blocks of a page."""
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True) for line in blocks.splitlines()]
+    return [words for words in lines if words]
+
+
+SCRIPT_COMMANDS = [
+    words
+    for words in commands(README) + commands(RESULTS)
+    if any(word.startswith("scripts/") for word in words)
+]
+
+
+@pytest.mark.parametrize("words", SCRIPT_COMMANDS, ids=" ".join)
+def test_a_command_of_the_readme_is_one_the_scripts_take(words: list[str]) -> None:
+    position = next(index for index, word in enumerate(words) if word.startswith("scripts/"))
+    script, flags = words[position], words[position + 1 :]
+    before = words[:position]
+    if before[:2] == ["accelerate", "launch"]:
+        before = before[2:]
+        while before:
+            flag = before.pop(0)
+            values = [before.pop(0) for _ in range(LAUNCHER_FLAGS[flag])]
+            if flag == "--config_file":
+                assert (ROOT / values[0]).exists()
+    assert (ROOT / script).exists()
+    if script == "scripts/generate.py":
+        parse_generation_arguments(flags)
+    elif "--help" not in flags:
+        parse_arguments([str(ROOT / f) if f.startswith("configs/") else f for f in flags])
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    targets = re.findall(r"^make (\w+)", README, re.MULTILINE)
+    assert {"quickstart", "test"} <= set(targets)
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(f"\n{target}:" in makefile for target in targets)
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_a_snippet_of_the_readme_runs(snippet: str, trained_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "xs").symlink_to(trained_run)
+    done = subprocess.run(
+        [sys.executable, "-c", snippet],
+        cwd=tmp_path,
+        env=environment(tmp_path / "home"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def table(text: str, heading: str) -> list[list[str]]:
+    """Return the cells of the first table after a heading."""
+    lines = text.split(heading, 1)[1].splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("|"))
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def test_the_configuration_table_is_what_the_files_say() -> None:
+    header, _, *rows = table(README, "## Configuration")
+    for column, name in enumerate(header[1:], start=1):
+        path = ROOT / "configs" / name.strip("`")
+        settings: dict[str, Any] = {}
+        for part in parse_arguments(["--config", str(path)]):
+            settings |= asdict(part)
+        for row in rows:
+            keys = re.findall(r"`(\w+)`", row[0])
+            if keys:
+                expected = " / ".join(str(settings[key]) for key in keys)
+                assert row[column] == expected, (name, row[0])
+
+
+def test_every_path_of_the_layout_exists_and_every_module_is_in_it() -> None:
+    paths = re.findall(r"`([\w./]+)`", " ".join(row[0] for row in table(README, "## Layout")))
+    assert all((ROOT / path).exists() for path in paths)
+    modules = {f"tinystories_hf/{path.name}" for path in (ROOT / "tinystories_hf").glob("*.py")}
+    assert modules - {"tinystories_hf/__init__.py"} <= set(paths)
+
+
+@pytest.mark.parametrize("text", [README, RESULTS], ids=["README", "docs/results.md"])
+def test_a_loss_that_is_stated_is_one_that_is_recorded(text: str) -> None:
+    recorded = {
+        number
+        for path in (ROOT / "docs" / "results").rglob("eval_results.json")
+        for number in (
+            f"{json.loads(path.read_text())['validation'][key]:.4f}"
+            for key in ("loss", "bits_per_byte")
+        )
+    }
+    stated = set(re.findall(r"\b\d\.\d{4}\b", text))
+    assert stated
+    assert stated <= recorded
