@@ -67,6 +67,7 @@ def test_a_log_line_can_be_read(
     log = {
         "loss": 4.5,
         "learning_rate": 5e-4,
+        "tokens_seen": 1_250_000,
         "tokens_per_second": 2500.4,
         "seconds_per_step": 2.0,
     }
@@ -74,7 +75,7 @@ def test_a_log_line_can_be_read(
     ConsoleLog().on_log(trainer_arguments, state(40), TrainerControl(), logs={"eval_loss": 4.25})
     ConsoleLog().on_log(trainer_arguments, state(40), TrainerControl(), logs={"train_loss": 1.0})
     assert capsys.readouterr().out.splitlines() == [
-        "step  40/100  loss 4.5000  lr 5.00e-04  2,500 tokens/s  0:02:00 left",
+        "step  40/100  loss 4.5000  lr 5.00e-04  1.2M tokens  2,500 tokens/s  0:02:00 left",
         "step  40/100  validation loss 4.2500",
     ]
 

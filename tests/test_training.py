@@ -77,13 +77,16 @@ DROPOUT = ("--attention_dropout", "0.1", "--embed_dropout", "0.1", "--resid_drop
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     straight.mkdir()
-    # 270 training rows of 64 and 8 a step: 20 steps of accumulation cross no epoch, 45 do
-    flags = (*DROPOUT, "--per_device_train_batch_size", "4", "--save_total_limit", "null")
+    # Fewer than 10 steps in an epoch: the checkpoint at step 10 lies inside the second.
+    small = ("--toy_stories", "60", "--global_batch_size", "32")
+    accumulated = ("--per_device_train_batch_size", "16", "--save_total_limit", "null")
+    flags = (*DROPOUT, *small, *accumulated)
     whole = launch(straight, *flags)
     shutil.copytree(straight, resumed)
     shutil.rmtree(resumed / "run" / "checkpoint-20")
     again = launch(resumed, *flags, "--resume_from_checkpoint")
     assert losses(again) == losses(whole)
+    assert 1 < next(entry["epoch"] for entry in whole if entry["step"] == 10) < 2
     first, second = (
         load_file(folder / "run" / "model.safetensors") for folder in (straight, resumed)
     )

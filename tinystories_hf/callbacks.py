@@ -108,6 +108,8 @@ class ConsoleLog(TrainerCallback):
             parts += [f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.2e}"]
         if "eval_loss" in logs:
             parts.append(f"validation loss {logs['eval_loss']:.4f}")
+        if "tokens_seen" in logs:
+            parts.append(f"{logs['tokens_seen'] / 1e6:,.1f}M tokens")
         if "tokens_per_second" in logs:
             left = state.max_steps - state.global_step
             seconds = left * logs["seconds_per_step"]
