@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GPTNeoForCausalLM
 
 from tests.conftest import LAUNCH, ROOT, TINY_CONFIG, environment
 from tinystories_hf.arguments import Arguments, BatchPlan
+from tinystories_hf.data import prepare, token_stream
 from tinystories_hf.errors import UserError
+from tinystories_hf.evaluation.loss import token_loss
 from tinystories_hf.training import (
     StoryTrainer,
     build_trainer_arguments,
@@ -155,6 +158,24 @@ def test_samples_are_told_at_every_evaluation(trained_run: Path) -> None:
         "## Step 20",
     ]
     assert text.count("**Once upon a time**") == 2
+
+
+def test_the_final_loss_is_that_of_the_saved_weights_in_fp32(
+    tmp_path: Path, tiny_arguments: Parse
+) -> None:
+    launch(tmp_path, "--bf16", "true", "--max_steps", "10")
+    recorded = json.loads((tmp_path / "run" / "eval_results.json").read_text())["validation"]
+    model = GPTNeoForCausalLM.from_pretrained(tmp_path / "run")
+    arguments = tiny_arguments()
+    prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
+
+    def measure() -> float:
+        stream, size = token_stream(prepared, "validation"), prepared.manifest.validation.bytes
+        return token_loss(model, stream, size, context_length=64, batch_size=8).loss
+
+    assert recorded["loss"] == pytest.approx(measure(), rel=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert recorded["loss"] != pytest.approx(measure(), rel=1e-6), "bf16 would show"
 
 
 def test_a_directory_with_another_run_is_refused(tiny_arguments: Parse, tmp_path: Path) -> None:

@@ -320,8 +320,10 @@ def finish_run(
     """Save the model, measure its final loss and complete the run directory."""
     run_dir = Path(arguments.training.output_dir)
     trainer.save_model()
+    # accelerate has put its autocast into the model's own forward; what is published is fp32.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     loss = token_loss(
-        trainer.model,
+        model,
         token_stream(prepared, "validation"),
         prepared.manifest.validation.bytes,
         context_length=arguments.data.context_length,
