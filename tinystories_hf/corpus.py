@@ -217,9 +217,10 @@ def _local_files(paths: list[Path], data: DataArguments) -> Split:
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file, read in blocks."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK):
-            digest.update(block)
+    block = memoryview(bytearray(BLOCK))
+    with path.open("rb", buffering=0) as stream:
+        while size := stream.readinto(block):
+            digest.update(block[:size])
     return digest.hexdigest()
 
 

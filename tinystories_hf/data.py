@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -105,10 +106,12 @@ def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> Pre
     Raises:
         UserError: the corpus or tokenizer cannot be used, or a split is shorter than one row.
     """
-    found = corpus.open_corpus(data)
     tokenizer = None
-    if data.tokenizer != tokenizing.TRAIN:
-        tokenizer = tokenizing.load_tokenizer(data, vocab_size)
+    with ThreadPoolExecutor(1) as pool:  # the hash of a large file takes as long as the tokenizer
+        opening = pool.submit(corpus.open_corpus, data)
+        if data.tokenizer != tokenizing.TRAIN:
+            tokenizer = tokenizing.load_tokenizer(data, vocab_size)
+        found = opening.result()
     fingerprint = _fingerprint(data, found, tokenizer, vocab_size)
     root = prepared_root(data)
     folder = root / fingerprint
