@@ -56,7 +56,11 @@ def train(arguments: Arguments) -> dict[str, float]:
     record = describe_run(arguments, plan, trainer, prepared, checkpoint)
 
     trainer.train(resume_from_checkpoint=checkpoint)
-    return finish_run(arguments, trainer, prepared, record)
+    metrics = finish_run(arguments, trainer, prepared, record)
+    # A process group that is left to the interpreter's exit now and then aborts there (gloo).
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    return metrics
 
 
 def checkpoint_to_resume(training: TrainingArguments) -> str | None:
