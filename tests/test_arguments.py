@@ -8,10 +8,8 @@ import pytest
 from tinystories_hf.arguments import (
     GROUPS,
     Arguments,
-    BatchPlan,
     parse_arguments,
     parse_generation_arguments,
-    plan_batch,
 )
 from tinystories_hf.errors import UserError
 
@@ -75,42 +73,6 @@ def test_help_lists_every_setting_with_its_value(capsys: pytest.CaptureFixture[s
     for cls in GROUPS.values():
         assert {f"--{declared.name}" for declared in fields(cls)} <= set(words)
     assert "[5e-4]" in words or "[0.0005]" in words
-
-
-@pytest.mark.parametrize(
-    ("total", "processes", "per_device", "plan"),
-    [
-        (80, 1, "null", BatchPlan(80, 1, 16, 5)),
-        (80, 8, "null", BatchPlan(80, 8, 10, 1)),
-        (80, 1, "80", BatchPlan(80, 1, 80, 1)),
-        (1280, 4, "20", BatchPlan(1280, 4, 20, 16)),
-        (7, 1, "null", BatchPlan(7, 1, 7, 1)),
-    ],
-)
-def test_the_batch_is_stated_once_and_the_rest_derived(
-    tiny_config: Path, total: int, processes: int, per_device: str, plan: BatchPlan
-) -> None:
-    flags = ("--global_batch_size", str(total), "--per_device_train_batch_size", per_device)
-    derived = plan_batch(parse(tiny_config, *flags).training, processes)
-    assert derived == plan
-    product = derived.per_device_train_batch_size * derived.gradient_accumulation_steps
-    assert product * processes == total
-
-
-@pytest.mark.parametrize(
-    ("total", "processes", "per_device", "message"),
-    [
-        ("80", 3, "null", "not divisible by 3 processes; use 78 or 81"),
-        ("2", 4, "null", "not divisible by 4 processes"),
-        ("80", 1, "7", "per_device_train_batch_size 7; use one of 1, 2, 4, 5"),
-    ],
-)
-def test_an_indivisible_batch_names_values_that_fit(
-    tiny_config: Path, total: str, processes: int, per_device: str, message: str
-) -> None:
-    flags = ("--global_batch_size", total, "--per_device_train_batch_size", per_device)
-    with pytest.raises(UserError, match=message):
-        plan_batch(parse(tiny_config, *flags).training, processes)
 
 
 def test_generation_needs_a_model_and_a_prompt() -> None:

@@ -9,7 +9,8 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 
 from tests.conftest import ROOT
-from tinystories_hf.arguments import parse_arguments, plan_batch
+from tinystories_hf.arguments import parse_arguments
+from tinystories_hf.batch import plan_batch
 from tinystories_hf.modeling import build_model, count_parameters
 from tinystories_hf.tokenizer import train_tokenizer
 from tinystories_hf.toy import toy_stories

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from transformers import GPTNeoForCausalLM
 
 from tests.conftest import LAUNCH, ROOT, TINY_CONFIG, environment
-from tinystories_hf.arguments import Arguments, BatchPlan
+from tinystories_hf.arguments import Arguments
+from tinystories_hf.batch import BatchPlan
 from tinystories_hf.data import prepare, token_stream
 from tinystories_hf.errors import UserError
 from tinystories_hf.evaluation.loss import token_loss

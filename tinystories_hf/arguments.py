@@ -12,15 +12,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from tinystories_hf.batch import MAX_AUTO_BATCH
 from tinystories_hf.errors import UserError
 from tinystories_hf.parsing import Setting, StrictParser, build, merge, option, yaml_layers
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "xs.yaml"
-
-# The largest micro-batch chosen when none is given: 16 rows of 512 tokens over 50,257 logits take
-# about 1.6 GB in fp32, which leaves room for stock eager attention on a GPU with 16 GB.
-MAX_AUTO_BATCH = 16
 
 
 def _positive(owner: object, *names: str) -> None:
@@ -376,49 +373,3 @@ def build_arguments(settings: Mapping[str, Setting]) -> Arguments:
 
 def _short(path: Path) -> str:
     return str(Path(path.parent.name) / path.name)
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """How one optimizer step is made: global = per device x processes x accumulation."""
-
-    global_batch_size: int
-    num_processes: int
-    per_device_train_batch_size: int
-    gradient_accumulation_steps: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.global_batch_size} sequences per step"
-            f" = {self.per_device_train_batch_size} per device"
-            f" x {self.num_processes} process{'es' if self.num_processes > 1 else ''}"
-            f" x {self.gradient_accumulation_steps} accumulation"
-            f" step{'s' if self.gradient_accumulation_steps > 1 else ''}"
-        )
-
-
-def plan_batch(training: TrainingArguments, num_processes: int) -> BatchPlan:
-    """Derive the micro-batch and the accumulation from the global batch.
-
-    Raises:
-        UserError: the processes, or the per-device batch, do not divide `global_batch_size`.
-    """
-    total = training.global_batch_size
-    share, rest = divmod(total, num_processes)
-    if rest or not share:
-        raise UserError(
-            f"global_batch_size {total} is not divisible by {num_processes} processes; use"
-            f" {max(share, 1) * num_processes} or {(share + 1) * num_processes}, or other processes"
-        )
-    divisors = [size for size in range(1, share + 1) if share % size == 0]
-    per_device = training.per_device_train_batch_size
-    if per_device is None:
-        per_device = max(size for size in divisors if size <= MAX_AUTO_BATCH)
-    if per_device not in divisors:
-        fitting = ", ".join(map(str, divisors))
-        raise UserError(
-            f"global_batch_size {total} over {num_processes} process(es) leaves {share} sequences"
-            f" each, not divisible by per_device_train_batch_size {per_device};"
-            f" use one of {fitting}"
-        )
-    return BatchPlan(total, num_processes, per_device, share // per_device)

@@ -14,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from tinystories_hf.arguments import Arguments, BatchPlan
+from tinystories_hf.arguments import Arguments
+from tinystories_hf.batch import BatchPlan
 from tinystories_hf.data import Manifest
 from tinystories_hf.errors import UserError
 from tinystories_hf.modeling import ParameterReport

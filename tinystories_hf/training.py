@@ -23,7 +23,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from tinystories_hf import hub, provenance
-from tinystories_hf.arguments import Arguments, BatchPlan, TrainingArguments, plan_batch
+from tinystories_hf.arguments import Arguments, TrainingArguments
+from tinystories_hf.batch import BatchPlan, plan_batch
 from tinystories_hf.callbacks import ConsoleLog, EvaluateAtTheEnd, StorySamples
 from tinystories_hf.data import PreparedData, prepare, token_stream
 from tinystories_hf.errors import UserError
