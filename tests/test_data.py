@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,9 @@ from tinystories_hf import data as data_module
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.data import (
     PreparedData,
-    RowWriter,
     describe,
     load_prepared,
     prepare,
-    row_dtype,
     token_stream,
 )
 from tinystories_hf.errors import UserError
@@ -63,32 +60,6 @@ def test_rows_are_the_stream_of_all_stories_with_an_eos_each(
     assert counts.bytes == sum(len(story.encode()) for story in stories)
     assert counts.stories_kept == 200
     assert prepared.train.features["input_ids"] == datasets.List(datasets.Value("uint16"), 64)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_tokens_are_conserved_however_the_stream_arrives(tmp_path: Path, seed: int) -> None:
-    draw = random.Random(seed)
-    length = draw.randrange(2, 40)
-    stream = np.array([draw.randrange(60_000) for _ in range(draw.randrange(1, 3000))])
-    writer = RowWriter(tmp_path / "rows.arrow", length, 60_000)
-    writer.TOKENS_PER_BLOCK = draw.choice([1, 7, 500, 10_000])
-    with writer:
-        position = 0
-        while position < len(stream):
-            step = draw.randrange(1, 200)
-            writer.write(stream[position : position + step])
-            position += step
-    rows = datasets.Dataset.from_file(str(tmp_path / "rows.arrow"))
-    out = [token for row in rows["input_ids"] for token in row]
-    assert out + writer.tail.tolist() == stream.tolist()
-    assert len(writer.tail) < length
-    assert (writer.tokens_in, writer.rows) == (len(stream), len(rows))
-
-
-def test_ids_take_two_bytes_where_the_vocabulary_allows_it() -> None:
-    assert row_dtype(50_257).itemsize == 2
-    assert row_dtype(2**16).itemsize == 2
-    assert row_dtype(2**16 + 1).itemsize == 4
 
 
 def test_rows_do_not_depend_on_batches_or_threads(

@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 from tinystories_hf.arguments import DataArguments
 from tinystories_hf.errors import UserError
+from tinystories_hf.tokenizer import END_OF_TEXT
 
 TOY = "toy"
-SEPARATOR = "<|endoftext|>"
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 BLOCK = 1 << 20
 # A story of the dataset has about 900 characters. So much text without a separator is no file of
@@ -283,13 +283,13 @@ def read_text(path: Path) -> Iterator[str]:
                 ) from None
             if not block:
                 break
-            *stories, rest = (rest + block).split(SEPARATOR)
+            *stories, rest = (rest + block).split(END_OF_TEXT)
             for story in stories:
                 yield story.strip("\n")
             if len(rest) > MAX_STORY_CHARACTERS:
                 raise UserError(
                     f"{path} has over {MAX_STORY_CHARACTERS >> 20} million characters without"
-                    f" {SEPARATOR}; put that line after each story, or use .jsonl"
+                    f" {END_OF_TEXT}; put that line after each story, or use .jsonl"
                 )
     if rest.strip():
         yield rest.strip("\n")
@@ -367,7 +367,7 @@ def stories_of_records(where: str, records: Iterable[str | None]) -> Iterator[st
     for number, record in enumerate(records, start=1):
         if not isinstance(record, str):
             raise UserError(f"{where}: record {number} holds {record!r} where text belongs")
-        *stories, rest = record.split(SEPARATOR)
+        *stories, rest = record.split(END_OF_TEXT)
         yield from (story.strip("\n") for story in stories)
         if not stories or rest.strip():
             yield rest.strip("\n") if stories else rest

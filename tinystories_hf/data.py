@@ -17,24 +17,25 @@ import time
 from collections.abc import Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
-import pyarrow as pa
-import tokenizers
-from huggingface_hub.constants import HF_HOME
-from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tinystories_hf import cleaning, corpus
+from tinystories_hf import cleaning, corpus, packing
 from tinystories_hf import tokenizer as tokenizing
 from tinystories_hf.arguments import DataArguments
 from tinystories_hf.cleaning import CleaningCounts
 from tinystories_hf.corpus import Corpus, Split
 from tinystories_hf.errors import UserError
+from tinystories_hf.packing import RowWriter, row_dtype, tokenize
+
+if TYPE_CHECKING:
+    # Imported where they are used: while the main thread does so (2.4 s), another hashes the files.
+    import datasets
+    from transformers import PreTrainedTokenizerFast
 
 SPLITS = ("train", "validation")
 # Stories per call of the tokenizer: enough to keep its threads busy, and small in memory. 256 to
@@ -107,7 +108,7 @@ def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> Pre
         UserError: the corpus or tokenizer cannot be used, or a split is shorter than one row.
     """
     tokenizer = None
-    with ThreadPoolExecutor(1) as pool:  # the hash of a large file takes as long as the tokenizer
+    with ThreadPoolExecutor(1) as pool:  # hashes large files while the libraries are imported
         opening = pool.submit(corpus.open_corpus, data)
         if data.tokenizer != tokenizing.TRAIN:
             tokenizer = tokenizing.load_tokenizer(data, vocab_size)
@@ -129,6 +130,8 @@ def prepared_root(data: DataArguments) -> Path:
     """Return the folder that holds all prepared folders."""
     if data.prepared_dir is not None:
         return Path(data.prepared_dir).expanduser()
+    from huggingface_hub.constants import HF_HOME
+
     return Path(HF_HOME) / "tinystories_hf"
 
 
@@ -140,6 +143,9 @@ def load_prepared(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None
     Raises:
         UserError: the folder is not one that `prepare` finished, or a file of it has been cut.
     """
+    import datasets
+    from transformers import AutoTokenizer
+
     try:
         content = json.loads((folder / "manifest.json").read_text())
         train, validation = (SplitManifest(**content.pop(name)) for name in SPLITS)
@@ -194,11 +200,12 @@ def _fingerprint(
     vocab_size: int,
 ) -> str:
     """Return a name for exactly this preparation: any other input gives another name."""
-    sources = [Path(module.__file__ or "") for module in (cleaning, corpus, tokenizing)]
+    modules = (cleaning, corpus, packing, tokenizing)
+    sources = [Path(module.__file__ or "") for module in modules]
     code = [path.read_text() for path in (*sources, Path(__file__))]
     parts = {
         "code": hashlib.sha256("".join(code).encode()).hexdigest(),
-        "tokenizers": tokenizers.__version__,
+        "tokenizers": metadata.version("tokenizers"),
         "train": found.train.identity,
         "validation": found.validation.identity,
         "cleaning": _cleaning_options(data),
@@ -273,7 +280,7 @@ def _write(
             "merges_sha256": tokenizing.merges_sha256(tokenizer),
         },
         cleaning=_cleaning_options(data),
-        versions={"tokenizers": tokenizers.__version__, "datasets": datasets.__version__},
+        versions={name: metadata.version(name) for name in ("tokenizers", "datasets")},
         seconds=round(time.perf_counter() - start, 3),
         train=train,
         validation=validation,
@@ -323,73 +330,10 @@ def _write_split(
     )
 
 
-def row_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Return the type of an id on disk: two bytes where the vocabulary allows it."""
-    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.int32)
-
-
-def tokenize(stories: list[str], tokenizer: PreTrainedTokenizerFast) -> np.ndarray[Any, Any]:
-    """Return the ids of stories in order, an EOS after each; shape (tokens,), int64."""
-    ids: list[int] = []
-    for encoding in tokenizer.backend_tokenizer.encode_batch_fast(
-        stories, add_special_tokens=False
-    ):
-        ids += encoding.ids
-        ids.append(tokenizer.eos_token_id)
-    return np.array(ids, dtype=np.int64)
-
-
-class RowWriter:
-    """Cut a stream of token ids into rows and write them to an Arrow file.
-
-    The rows do not depend on how the stream arrives. After the end, `tail` holds the tokens that
-    fill no row.
-    """
-
-    TOKENS_PER_BLOCK = 1 << 20
-
-    def __init__(self, path: Path, context_length: int, vocab_size: int) -> None:
-        self.context_length = context_length
-        self.dtype = row_dtype(vocab_size)
-        self.rows = self.tokens_in = 0
-        self.tail = np.empty(0, self.dtype)
-        self._waiting: list[np.ndarray[Any, Any]] = []
-        self._count = 0
-        row = pa.list_(pa.from_numpy_dtype(self.dtype), context_length)
-        self._schema = pa.schema([pa.field("input_ids", row)])
-        self._file = pa.OSFile(str(path), "wb")
-        self._stream = pa.ipc.new_stream(self._file, self._schema)
-
-    def __enter__(self) -> RowWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._flush()
-        self._stream.close()
-        self._file.close()
-
-    def write(self, ids: np.ndarray[Any, Any]) -> None:
-        """Take the next tokens of the stream."""
-        self.tokens_in += len(ids)
-        self._count += len(ids)
-        self._waiting.append(ids.astype(self.dtype))
-        if self._count >= self.TOKENS_PER_BLOCK:
-            self._flush()
-
-    def _flush(self) -> None:
-        stream = np.concatenate([self.tail, *self._waiting])
-        rows, left = divmod(len(stream), self.context_length)
-        if rows:
-            flat = pa.array(stream[: rows * self.context_length])
-            column = pa.FixedSizeListArray.from_arrays(flat, self.context_length)
-            self._stream.write_batch(pa.record_batch([column], schema=self._schema))
-        self.rows += rows
-        self.tail = stream[len(stream) - left :]
-        self._waiting, self._count = [], 0
-
-
 def _progress(split: Split, what: str, quiet: bool) -> Iterable[str]:
     """Yield the stories under a progress bar that shows only where a person looks on."""
+    from tqdm.auto import tqdm
+
     bar = tqdm(
         total=split.total,
         unit="B" if split.unit == "bytes" else " stories",
@@ -399,5 +343,5 @@ def _progress(split: Split, what: str, quiet: bool) -> Iterable[str]:
     )
     with bar:
         for story in split.read():
-            bar.update(len(story) + len(corpus.SEPARATOR) + 2 if split.unit == "bytes" else 1)
+            bar.update(len(story) + len(tokenizing.END_OF_TEXT) + 2 if split.unit == "bytes" else 1)
             yield story

@@ -10,12 +10,13 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from tinystories_hf.arguments import DataArguments
-from tinystories_hf.download import download_files
 from tinystories_hf.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 TRAIN = "train"
@@ -30,6 +31,10 @@ def load_tokenizer(data: DataArguments, vocab_size: int) -> PreTrainedTokenizerF
         UserError: there is none by that name, it has no `<|endoftext|>`, its size is not
             `vocab_size`, or its content is not what the configuration pins.
     """
+    from transformers import AutoTokenizer
+
+    from tinystories_hf.download import download_files
+
     name = data.tokenizer
     folder = Path(name)
     if not folder.is_dir():
@@ -54,6 +59,7 @@ def train_tokenizer(
         UserError: `vocab_size` is too small for all bytes, or larger than the text supports.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if vocab_size <= len(alphabet):

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from tinystories_hf.packing import RowWriter, row_dtype
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_tokens_are_conserved_however_the_stream_arrives(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    length = draw.randrange(2, 40)
+    stream = np.array([draw.randrange(60_000) for _ in range(draw.randrange(1, 3000))])
+    writer = RowWriter(tmp_path / "rows.arrow", length, 60_000)
+    writer.TOKENS_PER_BLOCK = draw.choice([1, 7, 500, 10_000])
+    with writer:
+        position = 0
+        while position < len(stream):
+            step = draw.randrange(1, 200)
+            writer.write(stream[position : position + step])
+            position += step
+    rows = datasets.Dataset.from_file(str(tmp_path / "rows.arrow"))
+    out = [token for row in rows["input_ids"] for token in row]
+    assert out + writer.tail.tolist() == stream.tolist()
+    assert len(writer.tail) < length
+    assert (writer.tokens_in, writer.rows) == (len(stream), len(rows))
+
+
+def test_ids_take_two_bytes_where_the_vocabulary_allows_it() -> None:
+    assert row_dtype(50_257).itemsize == 2
+    assert row_dtype(2**16).itemsize == 2
+    assert row_dtype(2**16 + 1).itemsize == 4

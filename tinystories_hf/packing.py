@@ -1,0 +1,77 @@
+"""From stories to rows: ids with an EOS after each story, cut into rows, written as they come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def row_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Return the type of an id on disk: two bytes where the vocabulary allows it."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.int32)
+
+
+def tokenize(stories: list[str], tokenizer: PreTrainedTokenizerFast) -> np.ndarray[Any, Any]:
+    """Return the ids of stories in order, an EOS after each; shape (tokens,), int64."""
+    ids: list[int] = []
+    for encoding in tokenizer.backend_tokenizer.encode_batch_fast(
+        stories, add_special_tokens=False
+    ):
+        ids += encoding.ids
+        ids.append(tokenizer.eos_token_id)
+    return np.array(ids, dtype=np.int64)
+
+
+class RowWriter:
+    """Cut a stream of token ids into rows and write them to an Arrow file.
+
+    The rows do not depend on how the stream arrives. After the end, `tail` holds the tokens that
+    fill no row.
+    """
+
+    TOKENS_PER_BLOCK = 1 << 20
+
+    def __init__(self, path: Path, context_length: int, vocab_size: int) -> None:
+        self.context_length = context_length
+        self.dtype = row_dtype(vocab_size)
+        self.rows = self.tokens_in = 0
+        self.tail = np.empty(0, self.dtype)
+        self._waiting: list[np.ndarray[Any, Any]] = []
+        self._count = 0
+        row = pa.list_(pa.from_numpy_dtype(self.dtype), context_length)
+        self._schema = pa.schema([pa.field("input_ids", row)])
+        self._file = pa.OSFile(str(path), "wb")
+        self._stream = pa.ipc.new_stream(self._file, self._schema)
+
+    def __enter__(self) -> RowWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._stream.close()
+        self._file.close()
+
+    def write(self, ids: np.ndarray[Any, Any]) -> None:
+        """Take the next tokens of the stream."""
+        self.tokens_in += len(ids)
+        self._count += len(ids)
+        self._waiting.append(ids.astype(self.dtype))
+        if self._count >= self.TOKENS_PER_BLOCK:
+            self._flush()
+
+    def _flush(self) -> None:
+        stream = np.concatenate([self.tail, *self._waiting])
+        rows, left = divmod(len(stream), self.context_length)
+        if rows:
+            flat = pa.array(stream[: rows * self.context_length])
+            column = pa.FixedSizeListArray.from_arrays(flat, self.context_length)
+            self._stream.write_batch(pa.record_batch([column], schema=self._schema))
+        self.rows += rows
+        self.tail = stream[len(stream) - left :]
+        self._waiting, self._count = [], 0
