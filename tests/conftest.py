@@ -134,13 +134,18 @@ def run_code(tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
     return run
 
 
-@pytest.fixture(scope="session")
-def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the run directory of a tiny model, trained through the real command line."""
-    folder = tmp_path_factory.mktemp("trained")
+def train_tiny(
+    folder: Path, *flags: str, num_processes: int | None = None, run: str = "run"
+) -> subprocess.CompletedProcess[str]:
+    """Train the tiny model in `folder`; through the launcher where `num_processes` is given."""
     (folder / "tiny.yaml").write_text(TINY_CONFIG)
+    launcher = (*LAUNCH, "--num_processes", str(num_processes)) if num_processes else ()
     done = subprocess.run(
-        [*LAUNCH, str(ROOT / "scripts" / "train.py"), "--config", "tiny.yaml"],
+        [
+            *(launcher or (sys.executable,)),
+            *(str(ROOT / "scripts" / "train.py"), "--config", "tiny.yaml", *flags),
+            *("--output_dir", run),
+        ],
         cwd=folder,
         env=environment(folder / "home"),
         capture_output=True,
@@ -148,6 +153,14 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the run directory of a tiny model, trained through the real command line."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = train_tiny(folder, num_processes=1)
     (folder / "stdout.txt").write_text(done.stdout)
     (folder / "stderr.txt").write_text(done.stderr)
     return folder / "run"

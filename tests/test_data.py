@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pytest
 
+from tests.conftest import train_tiny
 from tinystories_hf import data as data_module
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.data import (
@@ -189,10 +190,15 @@ def test_the_manifest_is_json_with_every_count(tiny_arguments: Parse) -> None:
     assert f"{manifest['train']['tokens_in']:,}" in describe(prepared)
 
 
+def real_text(shared: Path) -> tuple[str, ...]:
+    return (
+        *("--dataset", str(shared / "data/tinystories"), "--context_length", "64"),
+        *("--tokenizer", str(shared / "data/gpt-neo-tokenizer"), "--vocab_size", "50257"),
+    )
+
+
 def test_the_real_sample_is_conserved_token_by_token(tiny_arguments: Parse, shared: Path) -> None:
-    flags = ("--dataset", str(shared / "data/tinystories"), "--context_length", "64")
-    tokenizer = ("--tokenizer", str(shared / "data/gpt-neo-tokenizer"), "--vocab_size", "50257")
-    prepared = prepare_with(tiny_arguments, *flags, *tokenizer)
+    prepared = prepare_with(tiny_arguments, *real_text(shared))
     train, validation = prepared.manifest.train, prepared.manifest.validation
     # 2,712,592 and 82,100 tokens without the separators, one of which follows each story.
     assert (train.stories_read, train.tokens_in) == (13_321, 2_712_592 + 13_321)
@@ -206,3 +212,23 @@ def test_the_real_sample_is_conserved_token_by_token(tiny_arguments: Parse, shar
         text = prepared.tokenizer.decode(stream[:2000])
         source = (shared / f"data/tinystories/TinyStories-{name[:5]}.txt").read_text()
         assert text.startswith(source.strip()[:200])
+
+
+def test_the_real_rows_do_not_depend_on_processes_batches_or_threads(
+    tiny_arguments: Parse, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = ("--max_steps", "1", "--max_eval_rows", "8")
+    train_tiny(tmp_path, *real_text(shared), *steps, num_processes=2)
+    (by_two,) = (tmp_path / "home" / "tinystories_hf").iterdir()
+    found = [rows_of(by_two)]
+    for batch, parallel in ((512, "true"), (7, "false")):
+        monkeypatch.setattr(data_module, "STORIES_PER_BATCH", batch)
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", parallel)
+        folder = ("--prepared_dir", str(tmp_path / f"by-{batch}"))
+        found.append(rows_of(prepare_with(tiny_arguments, *real_text(shared), *folder).path))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0][0]) > 2 * 2_700_000, "all of the real text, two bytes per token"
+
+
+def rows_of(folder: Path) -> list[bytes]:
+    return [(folder / f"{split}.arrow").read_bytes() for split in ("train", "validation")]

@@ -11,23 +11,29 @@ from tinystories_hf.packing import RowWriter, row_dtype
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_tokens_are_conserved_however_the_stream_arrives(tmp_path: Path, seed: int) -> None:
+def test_tokens_are_conserved_and_the_file_the_same_however_the_stream_arrives(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     draw = random.Random(seed)
     length = draw.randrange(2, 40)
     stream = np.array([draw.randrange(60_000) for _ in range(draw.randrange(1, 3000))])
-    writer = RowWriter(tmp_path / "rows.arrow", length, 60_000)
-    writer.TOKENS_PER_BLOCK = draw.choice([1, 7, 500, 10_000])
-    with writer:
-        position = 0
-        while position < len(stream):
-            step = draw.randrange(1, 200)
-            writer.write(stream[position : position + step])
-            position += step
-    rows = datasets.Dataset.from_file(str(tmp_path / "rows.arrow"))
-    out = [token for row in rows["input_ids"] for token in row]
-    assert out + writer.tail.tolist() == stream.tolist()
-    assert len(writer.tail) < length
-    assert (writer.tokens_in, writer.rows) == (len(stream), len(rows))
+    monkeypatch.setattr(RowWriter, "TOKENS_PER_BLOCK", draw.choice([1, 7, 500, 10_000]))
+    files = []
+    for name, longest in (("a", 2), ("b", 200), ("c", 4000)):
+        path = tmp_path / f"{name}.arrow"
+        with RowWriter(path, length, 60_000) as writer:
+            position = 0
+            while position < len(stream):
+                step = draw.randrange(1, longest)
+                writer.write(stream[position : position + step])
+                position += step
+        rows = datasets.Dataset.from_file(str(path))
+        out = [token for row in rows["input_ids"] for token in row]
+        assert out + writer.tail.tolist() == stream.tolist()
+        assert len(writer.tail) < length
+        assert (writer.tokens_in, writer.rows) == (len(stream), len(rows))
+        files.append(path.read_bytes())
+    assert files[0] == files[1] == files[2]
 
 
 def test_ids_take_two_bytes_where_the_vocabulary_allows_it() -> None:

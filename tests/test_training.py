@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPTNeoForCausalLM
 
-from tests.conftest import LAUNCH, ROOT, TINY_CONFIG, environment
+from tests.conftest import train_tiny
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.batch import BatchPlan
 from tinystories_hf.data import prepare, token_stream
@@ -30,30 +28,15 @@ from tinystories_hf.training import (
 Parse = Callable[..., Arguments]
 
 
-def launch(folder: Path, *flags: str, processes: int = 1, run: str = "run") -> list[dict[str, Any]]:
-    """Train the tiny model in `folder` and return its log history; several need the launcher."""
-    (folder / "tiny.yaml").write_text(TINY_CONFIG)
-    done = subprocess.run(
-        [
-            *(LAUNCH if processes > 1 else (sys.executable,)),
-            *(("--num_processes", str(processes)) if processes > 1 else ()),
-            *(str(ROOT / "scripts" / "train.py"), "--config", "tiny.yaml", *flags),
-            *("--output_dir", run),
-        ],
-        cwd=folder,
-        env=environment(folder / "home"),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return history(folder / run)
-
-
 def history(run: Path) -> list[dict[str, Any]]:
     last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     log: list[dict[str, Any]] = json.loads((last / "trainer_state.json").read_text())["log_history"]
     return log
+
+
+def train_and_log(folder: Path, *flags: str, **options: Any) -> list[dict[str, Any]]:
+    train_tiny(folder, *flags, **options)
+    return history(folder / options.get("run", "run"))
 
 
 def losses(log: list[dict[str, Any]]) -> dict[int, float]:
@@ -66,11 +49,13 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         folder.mkdir()
-        found.append(losses(launch(folder, *flags, processes=processes)))
+        found.append(losses(train_and_log(folder, *flags, num_processes=processes)))
         record = json.loads((folder / "run" / "run.json").read_text())
         assert record["sessions"][0]["batch"]["num_processes"] == processes
     one, two = found
     assert len(one) == len(two) == 30
+    first, second = tmp_path.glob("*/home/tinystories_hf/*/train.arrow")
+    assert first.read_bytes() == second.read_bytes()
     assert max(abs(one[step] - two[step]) for step in one) < 1e-4
     assert one[1] > one[30] + 0.5, "and both learn"
 
@@ -85,10 +70,10 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     small = ("--toy_stories", "60", "--global_batch_size", "32")
     accumulated = ("--per_device_train_batch_size", "16", "--save_total_limit", "null")
     flags = (*DROPOUT, *small, *accumulated)
-    whole = launch(straight, *flags)
+    whole = train_and_log(straight, *flags)
     shutil.copytree(straight, resumed)
     shutil.rmtree(resumed / "run" / "checkpoint-20")
-    again = launch(resumed, *flags, "--resume_from_checkpoint")
+    again = train_and_log(resumed, *flags, "--resume_from_checkpoint")
     assert losses(again) == losses(whole)
     assert 1 < next(entry["epoch"] for entry in whole if entry["step"] == 10) < 2
     first, second = (
@@ -103,7 +88,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
         None,
         "run/checkpoint-10",
     ]
-    other = launch(resumed, *flags, "--seed", "43", run="other")
+    other = train_and_log(resumed, *flags, "--seed", "43", run="other")
     assert losses(other) != losses(whole), "the comparison can fail"
 
 
@@ -112,9 +97,9 @@ def test_a_stopped_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     for folder in (straight, stopped):
         folder.mkdir()
-    whole = launch(straight, *constant, "--max_steps", "20")
-    launch(stopped, *constant, "--max_steps", "10")
-    again = launch(stopped, *constant, "--max_steps", "20", "--resume_from_checkpoint")
+    whole = train_and_log(straight, *constant, "--max_steps", "20")
+    train_tiny(stopped, *constant, "--max_steps", "10")
+    again = train_and_log(stopped, *constant, "--max_steps", "20", "--resume_from_checkpoint")
     assert losses(again) == losses(whole)
     assert (stopped / "run/model.safetensors").read_bytes() == (
         straight / "run/model.safetensors"
@@ -166,7 +151,7 @@ def test_samples_are_told_at_every_evaluation(trained_run: Path) -> None:
 def test_the_final_loss_is_that_of_the_saved_weights_in_fp32(
     tmp_path: Path, tiny_arguments: Parse
 ) -> None:
-    launch(tmp_path, "--bf16", "true", "--max_steps", "10")
+    train_tiny(tmp_path, "--bf16", "true", "--max_steps", "10")
     recorded = json.loads((tmp_path / "run" / "eval_results.json").read_text())["validation"]
     model = GPTNeoForCausalLM.from_pretrained(tmp_path / "run")
     arguments = tiny_arguments()

@@ -31,8 +31,8 @@ def tokenize(stories: list[str], tokenizer: PreTrainedTokenizerFast) -> np.ndarr
 class RowWriter:
     """Cut a stream of token ids into rows and write them to an Arrow file.
 
-    The rows do not depend on how the stream arrives. After the end, `tail` holds the tokens that
-    fill no row.
+    The file does not depend on how the stream arrives, to the byte. After the end, `tail` holds the
+    tokens that fill no row.
     """
 
     TOKENS_PER_BLOCK = 1 << 20
@@ -42,6 +42,7 @@ class RowWriter:
         self.dtype = row_dtype(vocab_size)
         self.rows = self.tokens_in = 0
         self.tail = np.empty(0, self.dtype)
+        self._block = max(1, self.TOKENS_PER_BLOCK // context_length) * context_length
         self._waiting: list[np.ndarray[Any, Any]] = []
         self._count = 0
         row = pa.list_(pa.from_numpy_dtype(self.dtype), context_length)
@@ -53,7 +54,7 @@ class RowWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._flush()
+        self.tail = self._write_blocks(self.context_length)
         self._stream.close()
         self._file.close()
 
@@ -62,16 +63,17 @@ class RowWriter:
         self.tokens_in += len(ids)
         self._count += len(ids)
         self._waiting.append(ids.astype(self.dtype))
-        if self._count >= self.TOKENS_PER_BLOCK:
-            self._flush()
+        if self._count >= self._block:
+            self._waiting = [self._write_blocks(self._block)]
+            self._count = len(self._waiting[0])
 
-    def _flush(self) -> None:
+    def _write_blocks(self, multiple: int) -> np.ndarray[Any, Any]:
+        """Write what is waiting, a multiple of so many tokens, and return the rest."""
         stream = np.concatenate([self.tail, *self._waiting])
-        rows, left = divmod(len(stream), self.context_length)
-        if rows:
-            flat = pa.array(stream[: rows * self.context_length])
+        whole = len(stream) // multiple * multiple
+        for start in range(0, whole, self._block):
+            flat = pa.array(stream[start : min(start + self._block, whole)])
             column = pa.FixedSizeListArray.from_arrays(flat, self.context_length)
             self._stream.write_batch(pa.record_batch([column], schema=self._schema))
-        self.rows += rows
-        self.tail = stream[len(stream) - left :]
-        self._waiting, self._count = [], 0
+        self.rows += whole // self.context_length
+        return stream[whole:]
