@@ -210,14 +210,23 @@ def check_enough_rows(prepared: PreparedData, plan: BatchPlan) -> None:
 
 
 class StoryTrainer(Trainer):
-    """The Trainer with whole steps only, and with the throughput in its log."""
+    """The Trainer with whole steps only, the throughput in its log, and stories told."""
 
-    def __init__(self, *args: Any, plan: BatchPlan, context_length: int, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        plan: BatchPlan,
+        context_length: int,
+        samples: StorySamples,
+        **kwargs: Any,
+    ) -> None:
         self.plan = plan
+        self.samples = samples
         self.tokens_per_step = plan.global_batch_size * context_length
         self._clock = time.perf_counter()
         self._clock_step: int | None = None
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, callbacks=[EvaluateAtTheEnd(), samples, ConsoleLog()], **kwargs)
+        self.remove_callback(PrinterCallback)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RandomSampler:
         """Shuffle the rows anew each epoch and leave out those that fill no step.
@@ -271,7 +280,7 @@ def build_trainer(
     validation = prepared.validation
     if training.max_eval_rows is not None:
         validation = validation.select(range(min(training.max_eval_rows, len(validation))))
-    trainer = StoryTrainer(
+    return StoryTrainer(
         plan=plan,
         context_length=arguments.data.context_length,
         model=model,
@@ -280,14 +289,8 @@ def build_trainer(
         eval_dataset=validation.with_format("numpy"),
         data_collator=collate_rows,
         processing_class=prepared.tokenizer,
-        callbacks=[
-            EvaluateAtTheEnd(),
-            StorySamples(prepared.tokenizer, training.sample_prompts, training.seed),
-            ConsoleLog(),
-        ],
+        samples=StorySamples(prepared.tokenizer, training.sample_prompts, training.seed),
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def describe_run(
@@ -362,10 +365,8 @@ def training_results(trainer: StoryTrainer) -> dict[str, float]:
 
 def print_ending(arguments: Arguments, trainer: StoryTrainer, loss: TokenLoss) -> None:
     """Print the last samples, the final loss and the line to run next."""
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, StorySamples):
-            for story in callback.latest:
-                print(f"\n{story}")
+    for story in trainer.samples.latest:
+        print(f"\n{story}")
     print(
         f"\nvalidation  {loss.loss:.4f} nats per token, {loss.bits_per_byte:.4f} bits per byte,"
         f" all {loss.tokens:,} tokens"
