@@ -71,6 +71,10 @@ BAD_INPUT = {
     "empty YAML": (("--config", "nothing.yaml"), "nothing.yaml is empty"),
     "missing YAML": (("--config", "nowhere.yaml"), "no configuration file at nowhere.yaml"),
     "missing file": (("--dataset", "nowhere.txt"), "nowhere.txt is not there"),
+    "missing file and tokenizer": (
+        ("--dataset", "nowhere.txt", "--tokenizer", "me/tok"),
+        "nowhere.txt is not there",
+    ),
     "no text column": (("--dataset", "story.parquet", *TOK), "no column 'text'; name the one"),
     "no text key": (("--dataset", "story.jsonl", *TOK), "story.jsonl, line 1 has no column 'text'"),
     "empty corpus": (("--dataset", "empty.txt", *TOK), "empty.txt has no stories for train"),

@@ -110,9 +110,11 @@ def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> Pre
     tokenizer = None
     with ThreadPoolExecutor(1) as pool:  # hashes large files while the libraries are imported
         opening = pool.submit(corpus.open_corpus, data)
-        if data.tokenizer != tokenizing.TRAIN:
-            tokenizer = tokenizing.load_tokenizer(data, vocab_size)
-        found = opening.result()
+        try:
+            if data.tokenizer != tokenizing.TRAIN:
+                tokenizer = tokenizing.load_tokenizer(data, vocab_size)
+        finally:  # where both are wrong, the text is named first
+            found = opening.result()
     fingerprint = _fingerprint(data, found, tokenizer, vocab_size)
     root = prepared_root(data)
     folder = root / fingerprint
