@@ -23,6 +23,7 @@ from tinystories_hf.training import (
     checkpoint_to_resume,
     choose_precision,
     collate_rows,
+    device_type,
 )
 
 Parse = Callable[..., Arguments]
@@ -164,6 +165,16 @@ def test_the_final_loss_is_that_of_the_saved_weights_in_fp32(
     assert recorded["loss"] == pytest.approx(measure(), rel=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
         assert recorded["loss"] != pytest.approx(measure(), rel=1e-6), "bf16 would show"
+
+
+def test_a_build_for_gpus_on_a_machine_without_one_trains_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def of_a_cuda_build(check_available: bool = False) -> torch.device | None:
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", of_a_cuda_build)
+    assert device_type() == "cpu"
 
 
 def test_a_directory_with_another_run_is_refused(tiny_arguments: Parse, tmp_path: Path) -> None:

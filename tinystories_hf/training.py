@@ -182,7 +182,8 @@ def hardware_has_bf16() -> bool:
 
 def device_type() -> str:
     """Return the kind of device that accelerate will choose, before it does."""
-    found = torch.accelerator.current_accelerator()
+    # A CUDA build names CUDA on a machine without a GPU, too, unless asked whether it is there.
+    found = torch.accelerator.current_accelerator(check_available=True)
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
     return "cpu" if found is None or on_cpu else found.type
 
