@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.hub_server import LoopbackHub
+from tests.loopback_hub import LoopbackHub
 from tinystories_hf.arguments import Arguments, parse_arguments
 
 ROOT = Path(__file__).resolve().parent.parent

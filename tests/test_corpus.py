@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.hub_server import LoopbackHub, Repository
+from tests.loopback_hub import LoopbackHub, Repository
 from tinystories_hf import corpus
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.corpus import Split, hold_out, open_corpus, read_text
@@ -182,7 +182,7 @@ def tinystories(hub: LoopbackHub) -> LoopbackHub:
             "TinyStoriesV2-GPT4-train.txt": b"One\n<|endoftext|>\nTwo\n<|endoftext|>\n",
             "TinyStoriesV2-GPT4-valid.txt": b"Three\n<|endoftext|>\n",
         },
-        commit=REVISION,
+        first_commit=REVISION,
     )
     return hub
 
