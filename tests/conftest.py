@@ -135,9 +135,12 @@ def run_code(tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
 
 
 def train_tiny(
-    folder: Path, *flags: str, num_processes: int | None = None, run: str = "run"
+    folder: Path, *flags: str, num_processes: int | None = None, run: str = "run", **extra: str
 ) -> subprocess.CompletedProcess[str]:
-    """Train the tiny model in `folder`; through the launcher where `num_processes` is given."""
+    """Train the tiny model in `folder`; through the launcher where `num_processes` is given.
+
+    `extra` goes into the environment.
+    """
     (folder / "tiny.yaml").write_text(TINY_CONFIG)
     launcher = (*LAUNCH, "--num_processes", str(num_processes)) if num_processes else ()
     done = subprocess.run(
@@ -147,7 +150,7 @@ def train_tiny(
             *("--output_dir", run),
         ],
         cwd=folder,
-        env=environment(folder / "home"),
+        env=environment(folder / "home", **extra),
         capture_output=True,
         text=True,
         timeout=300,

@@ -26,7 +26,6 @@ import shutil
 import socket
 import struct
 import threading
-import time
 from collections import Counter
 from dataclasses import InitVar, dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -43,6 +42,7 @@ ROUTES = [
     ("create", "POST", r"/api/repos/create"),
     ("branch", "POST", _API + r"/branch/(?P<rev>.+)"),
     ("refs", "GET", _API + r"/refs"),
+    ("commits", "GET", _API + r"/commits/(?P<rev>[^/]+)"),
     ("preupload", "POST", _API + r"/preupload/(?P<rev>[^/]+)"),
     ("commit", "POST", _API + r"/commit/(?P<rev>[^/]+)"),
     ("tree", "GET", _API + r"/tree/(?P<rev>[^/]+)(?:/(?P<path>.*))?"),
@@ -85,6 +85,7 @@ class Repository:
     first_commit: InitVar[str | None] = None
     commits: dict[str, dict[str, bytes]] = field(init=False, default_factory=dict)
     branches: dict[str, str] = field(init=False, default_factory=dict)
+    parents: dict[str, str | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self, files: dict[str, bytes], first_commit: str | None) -> None:
         self.add("main", files, first_commit)
@@ -96,12 +97,21 @@ class Repository:
             digest.update(name.encode() + hashlib.sha256(files[name]).digest())
         commit = commit or digest.hexdigest()
         self.commits[commit] = dict(files)
+        self.parents[commit] = self.branches.get(branch)
         self.branches[branch] = commit
         return commit
 
     def find(self, revision: str) -> str | None:
         """Return the commit of a branch, or of a commit's own name."""
         return self.branches.get(revision, revision if revision in self.commits else None)
+
+    def history(self, revision: str) -> list[str]:
+        """Return a revision's commits, the newest first."""
+        found, commit = [], self.find(revision)
+        while commit is not None:
+            found.append(commit)
+            commit = self.parents[commit]
+        return found
 
     @property
     def commit(self) -> str:
@@ -156,20 +166,31 @@ class LoopbackHub:
         self.large_files: dict[str, bytes] = {}
         self.uploads: list[str] = []
         self.lock = threading.Lock()
+        self.server: ThreadingHTTPServer | None = None
         self._counts: Counter[int] = Counter()
         if self.root is not None:
             self._read_root(self.root)
 
     def __enter__(self) -> LoopbackHub:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Serve on `port`, or on any free one if it is 0."""
         self.server = ThreadingHTTPServer(("127.0.0.1", self.port), _handler(self))
         self.server.daemon_threads = True
         self.port = self.server.server_address[1]
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+    def stop(self) -> None:
+        """Be gone, until the next start."""
+        if self.server is not None:
+            self.server.shutdown()
+            self.server.server_close()
+        self.server = None
 
     @property
     def url(self) -> str:
@@ -252,7 +273,7 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
         def serve(self, name: str, parts: dict[str, str]) -> None:
             self.fault = hub.fault_for(name)
             if self.fault is not None:
-                time.sleep(self.fault.slow)
+                threading.Event().wait(self.fault.slow)
                 if self.fault.drop_after is not None:
                     self.rfile.read(min(self.fault.drop_after, self.content_length()))
                     self.drop()
@@ -381,6 +402,12 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
                 for name, commit in found.branches.items()
             ]
             return {"branches": branches, "converts": [], "tags": []}, {}, 200
+
+        def answer_commits(self, kind: str, repo: str, rev: str) -> Any:
+            found, commit = self.find(kind, repo, rev)
+            words = {"authors": [{"user": "me"}], "date": "2026-01-01T00:00:00.000Z"}
+            text = {"title": "A commit", "message": ""}
+            return [{"id": name, **words, **text} for name in found.history(commit)], {}, 200
 
         def answer_preupload(self, kind: str, repo: str, rev: str) -> Any:
             self.may_write(repo.partition("/")[0])

@@ -7,13 +7,13 @@ from transformers import TrainerControl, TrainerState
 from transformers import TrainingArguments as TrainerArguments
 
 from tinystories_hf.callbacks import (
-    SAMPLES_FILE,
     ConsoleLog,
     EvaluateAtTheEnd,
     StorySamples,
     _quoted,
 )
 from tinystories_hf.generation import Story
+from tinystories_hf.provenance import SAMPLES_FILE
 from tinystories_hf.tokenizer import train_tokenizer
 from tinystories_hf.toy import toy_stories
 

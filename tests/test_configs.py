@@ -31,7 +31,7 @@ def test_a_shipped_configuration_builds_a_model_of_the_stated_size(path: Path) -
 
 
 def test_xs_is_what_the_client_asked_for() -> None:
-    model, data, training = parse_arguments([])
+    model, data, training, _ = parse_arguments([])
     assert (model.num_layers, model.hidden_size, model.num_heads) == (8, 64, 16)
     assert (data.context_length, model.vocab_size, training.learning_rate) == (512, 50257, 5e-4)
     assert {model.attention_dropout, model.embed_dropout, model.resid_dropout} == {0.1}
@@ -41,7 +41,7 @@ def test_xs_is_what_the_client_asked_for() -> None:
 
 
 def test_the_paper_recipe_differs_where_the_paper_does() -> None:
-    model, _, training = parse_arguments(["--config", str(ROOT / "configs" / "xs-paper.yaml")])
+    model, _, training, _ = parse_arguments(["--config", str(ROOT / "configs" / "xs-paper.yaml")])
     assert (training.global_batch_size, training.num_train_epochs) == (1280, 20)
     assert (training.lr_scheduler_type, training.weight_decay) == ("constant", 0.1)
     assert (training.adam_beta1, training.adam_beta2) == (0.9, 0.95)

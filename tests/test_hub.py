@@ -1,64 +1,452 @@
+"""Publishing, with the real clients against a Hub on loopback."""
+
 from __future__ import annotations
 
 import json
+import random
 import re
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from huggingface_hub import ModelCard
+import pytest
+import torch
+from huggingface_hub import ModelCard, constants
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.conftest import environment
-from tinystories_hf.hub import render_card, template_path
+from tests.conftest import environment, train_tiny
+from tests.loopback_hub import Account, Fault, LoopbackHub, Repository
+from tests.test_stock_loading import load_stock
+from tinystories_hf import hub as publishing
+from tinystories_hf.arguments import HubArguments
+from tinystories_hf.errors import UserError
+from tinystories_hf.hub import Destination, check_destination, publish, staged_files
+from tinystories_hf.provenance import read_record
 
-
-def test_the_card_states_the_facts_of_the_run(trained_run: Path) -> None:
-    card = ModelCard.load(trained_run / "README.md")
-    assert card.data.license == "mit"
-    assert card.data.pipeline_tag == "text-generation"
-    assert "gpt_neo" in card.data.tags
-    evaluation = json.loads((trained_run / "eval_results.json").read_text())["validation"]
-    assert f"{evaluation['loss']:.4f}" in card.text
-    assert "37,568 parameters" in card.text
-    assert "8 sequences = 512 tokens per step" in card.text
-    assert "**Once upon a time**" in card.text
-
-
-def test_nothing_in_the_card_is_left_open(trained_run: Path) -> None:
-    text = (trained_run / "README.md").read_text()
-    assert not re.search(r"\{\{|\{%|\bNone\b|\bnan\b|undefined", text)
-    assert text == render_card(trained_run, "run")
+TOKEN = "hf_KnownSecretValue0123456789abcdef"
+REPO = "me/tiny"
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_a_card_of_a_hub_dataset_names_it_and_its_revision(
-    trained_run: Path, tmp_path: Path
+@pytest.fixture
+def mine(hub: LoopbackHub) -> LoopbackHub:
+    """Return a Hub on which TOKEN may write as `me`."""
+    hub.accounts[TOKEN] = Account("me", organizations=("us",))
+    return hub
+
+
+@pytest.fixture
+def client(mine: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Point this process at the Hub; waits take no time, and are listed."""
+    waits: list[float] = []
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, mine.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", mine.url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(time, "sleep", waits.append)
+    return waits
+
+
+@pytest.fixture
+def run_dir(trained_run: Path, tmp_path: Path) -> Path:
+    """Return a copy of the trained run, to be published."""
+    return Path(shutil.copytree(trained_run, tmp_path / "run"))
+
+
+def published(hub: LoopbackHub, revision: str = "main") -> dict[str, bytes]:
+    files = hub.repositories["models", REPO].at(revision)
+    return {name: content for name, content in files.items() if name != ".gitattributes"}
+
+
+def on_disk(run_dir: Path) -> dict[str, bytes]:
+    return {name: path.read_bytes() for name, path in staged_files(run_dir).items()}
+
+
+def everything(hub: LoopbackHub) -> list[bytes]:
+    """Return all that the server ever stored."""
+    commits = [files for found in hub.repositories.values() for files in found.commits.values()]
+    return [
+        *hub.large_files.values(),
+        *(content for files in commits for content in files.values()),
+    ]
+
+
+@pytest.fixture(scope="module")
+def round_trip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, LoopbackHub, str]]:
+    """Train with two processes, publish, and return the folder, the Hub and all that was said."""
+    folder = tmp_path_factory.mktemp("round")
+    with LoopbackHub(accounts={TOKEN: Account("me")}) as hub:
+        done = train_tiny(
+            folder,
+            *("--push_to_hub", "--hub_model_id", REPO, "--hub_private_repo"),
+            *("--hub_strategy", "checkpoint-revisions"),
+            num_processes=2,
+            HF_ENDPOINT=hub.url,
+            HF_TOKEN=TOKEN,
+        )
+        yield folder, hub, done.stdout + done.stderr
+
+
+def test_two_processes_train_and_publish_in_one_commit(
+    round_trip: tuple[Path, LoopbackHub, str],
 ) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    for name in ("run.json", "train_results.json", "eval_results.json", "samples.md"):
-        (run / name).write_bytes((trained_run / name).read_bytes())
-    record = json.loads((run / "run.json").read_text())
-    record["dataset"]["train"]["source"] = {"hub": "roneneldan/TinyStories", "commit": "f54c"}
-    (run / "run.json").write_text(json.dumps(record))
-    (run / "README.md").write_text(render_card(run))
-    card = ModelCard.load(run / "README.md")
-    assert card.data.datasets == ["roneneldan/TinyStories"]
-    assert "at revision `f54c`" in card.text
+    folder, hub, said = round_trip
+    repository = hub.repositories["models", REPO]
+    assert len(repository.history("main")) == 2, "the empty one, and ours"
+    assert published(hub) == on_disk(folder / "run")
+    assert set(repository.branches) == {"main", "step-10", "step-20"}
+    assert not (folder / "run" / "unpublished").exists()
+    assert f"published   {hub.url}/{REPO}" in said
 
 
-def test_the_template_is_at_the_top_of_the_checkout() -> None:
-    assert template_path().name == "model_card.md"
-    assert template_path().exists()
+def test_what_is_published_loads_by_name_with_the_same_logits(
+    round_trip: tuple[Path, LoopbackHub, str], tmp_path: Path
+) -> None:
+    folder, hub, _ = round_trip
+    name, fast, text, _ = load_stock(REPO, tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)
+    assert (name, fast) == ("GPTNeoForCausalLM", True)
+    assert text.startswith("Once upon a time")
+    model = AutoModelForCausalLM.from_pretrained(folder / "run")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "run")
+    ids = tokenizer("Once upon a time there was a cat.", return_tensors="pt").input_ids
+    assert torch.equal(model(ids).logits, torch.load(tmp_path / "logits.pt", weights_only=True))
 
 
-def test_the_snippet_of_the_card_runs(trained_run: Path, tmp_path: Path) -> None:
-    (snippet,) = re.findall(r"```python\n(.*?)```", (trained_run / "README.md").read_text(), re.S)
-    done = subprocess.run(
-        [sys.executable, "-c", snippet],
-        cwd=trained_run.parent,
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-    )
+LOAD_REVISION = """
+import sys
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], revision=sys.argv[2])
+model.save_pretrained("loaded")
+"""
+
+
+def test_a_checkpoint_loads_by_its_revision(
+    round_trip: tuple[Path, LoopbackHub, str],
+    run_code: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+) -> None:
+    folder, hub, _ = round_trip
+    where = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
+    code, _, err = run_code(LOAD_REVISION, REPO, "step-10", **where)
+    assert code == 0, err
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "loaded").state_dict()
+    saved = AutoModelForCausalLM.from_pretrained(folder / "run" / "checkpoint-10").state_dict()
+    assert all(torch.equal(loaded[name], saved[name]) for name in saved)
+    assert "run.json" in published(hub, "step-10")
+    assert "eval_results.json" not in published(hub, "step-10")
+
+
+def test_a_private_model_is_not_there_for_others(
+    round_trip: tuple[Path, LoopbackHub, str], run_code: Callable[..., tuple[int, str, str]]
+) -> None:
+    _, hub, _ = round_trip
+    code, _, err = run_code(LOAD_REVISION, REPO, "main", HF_ENDPOINT=hub.url)
+    assert code != 0
+    assert REPO in err
+
+
+def test_the_token_is_in_nothing_that_was_written_sent_or_said(
+    round_trip: tuple[Path, LoopbackHub, str],
+) -> None:
+    folder, hub, said = round_trip
+    assert TOKEN not in said
+    files = [path for path in (folder / "run").rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
+    assert not [content for content in everything(hub) if TOKEN.encode() in content]
+
+
+def test_no_pickle_and_no_place_of_this_machine_is_published(
+    round_trip: tuple[Path, LoopbackHub, str],
+) -> None:
+    folder, hub, _ = round_trip
+    for revision in ("main", "step-10", "step-20"):
+        files = published(hub, revision)
+        assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+        for name, content in files.items():
+            assert str(folder).encode() not in content, name
+            assert str(Path.home()).encode() + b"/" not in content, name
+            assert sys.prefix.encode() not in content, name
+
+
+def test_the_published_card_states_the_results_and_its_code_runs(
+    round_trip: tuple[Path, LoopbackHub, str], tmp_path: Path
+) -> None:
+    folder, hub, _ = round_trip
+    text = published(hub)["README.md"].decode()
+    (tmp_path / "README.md").write_text(text)
+    card = ModelCard.load(tmp_path / "README.md")
+    stated = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    measured = json.loads((folder / "run" / "eval_results.json").read_text())["validation"]
+    assert stated == {key: measured[key] for key in ("loss", "perplexity", "bits_per_byte")}
+    assert not re.search(r"\{\{|\{%|\bNone\b|\bnan\b|undefined|\bTODO\b", text)
+    snippets = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert snippets
+    for snippet in snippets:
+        done = subprocess.run(
+            [sys.executable, "-c", snippet],
+            cwd=tmp_path,
+            env=environment(tmp_path / "home", HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("Once upon a time")
+
+
+def test_pushing_again_uploads_only_what_differs(
+    mine: LoopbackHub, client: list[float], run_dir: Path
+) -> None:
+    publish(run_dir, Destination(REPO))
+    assert len(mine.uploads) == len(staged_files(run_dir))
+    mine.uploads.clear()
+    publish(run_dir, Destination(REPO))
+    assert mine.uploads == []
+    assert len(mine.repositories["models", REPO].history("main")) == 2
+    (run_dir / "samples.md").write_text("# Samples\n\n## Step 20\n\n> **Once** there was.\n")
+    publish(run_dir, Destination(REPO))
+    assert sorted(mine.uploads) == ["README.md", "samples.md"]
+    assert published(mine) == on_disk(run_dir)
+
+
+WHATS = ("429", "429=3", "500", "502", "503", "drop=100", "drop=0", "lost", "slow=1")
+REQUESTS = ("validate", "preupload", "lfs-batch", "lfs-upload", "lfs-verify", "commit", "refs")
+ONES = ("429=3", "500", "503", "drop=100", "lost", "slow=1")
+SINGLE = [f"{request}:1:{what}" for request in REQUESTS for what in ONES]
+
+
+def publish_until_it_succeeds(mine: LoopbackHub, run_dir: Path, pushes: int = 4) -> int:
+    """Publish as a user would, again and again; `main` is whole or untouched after each."""
+    for number in range(1, pushes + 1):
+        said = ""
+        try:
+            publish(run_dir, Destination(REPO))
+        except UserError as error:
+            said = str(error)
+        there = published(mine) if ("models", REPO) in mine.repositories else {}
+        if not said:
+            assert there == on_disk(run_dir)
+            return number
+        assert "to publish it: python scripts/push_to_hub.py --model" in said
+        assert there in ({}, on_disk(run_dir))
+    raise AssertionError(f"not published after {pushes} pushes")
+
+
+@pytest.mark.parametrize("fault", SINGLE)
+def test_one_passing_fault_is_not_even_noticed(
+    mine: LoopbackHub,
+    client: list[float],
+    run_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+) -> None:
+    monkeypatch.setattr(publishing, "UPLOAD_TIMEOUT_SECONDS", 0.5)
+    mine.faults = [Fault.parse(fault)]
+    assert publish_until_it_succeeds(mine, run_dir) == 1
+    assert not mine.faults, "it did happen"
+    if fault.endswith("429=3"):
+        assert any(3 <= wait <= 4 for wait in client), "the wait that the Hub named"
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_goes_wrong_the_push_ends_whole_or_says_how_to_go_on(
+    mine: LoopbackHub,
+    client: list[float],
+    run_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+) -> None:
+    monkeypatch.setattr(publishing, "UPLOAD_TIMEOUT_SECONDS", 0.5)
+    draw = random.Random(seed)
+    whats = (*WHATS[:-1], "401", "403", "409", "slow=0.6")
+    mine.faults = [
+        Fault.parse(f"{draw.choice(REQUESTS)}:{draw.randrange(1, 4)}:{draw.choice(whats)}")
+        for _ in range(draw.randrange(2, 12))
+    ]
+    before = on_disk(run_dir)
+    publish_until_it_succeeds(mine, run_dir, pushes=12)
+    assert {name for name in before if before[name] != on_disk(run_dir)[name]} <= {"README.md"}
+
+
+@pytest.mark.parametrize("status", [401, 403, 409])
+def test_what_does_not_pass_is_not_tried_again(
+    mine: LoopbackHub, client: list[float], run_dir: Path, status: int
+) -> None:
+    mine.faults = [Fault("commit", status=status)]
+    with pytest.raises(UserError, match="is whole but not published"):
+        publish(run_dir, Destination(REPO))
+    assert client == []
+    publish(run_dir, Destination(REPO))
+    assert published(mine) == on_disk(run_dir)
+
+
+def test_a_hub_that_is_gone_is_told_and_the_retry_publishes(
+    mine: LoopbackHub, client: list[float], run_dir: Path
+) -> None:
+    mine.stop()
+    before = on_disk(run_dir)
+    with pytest.raises(UserError, match=r"could not reach http://127\.0\.0\.1") as caught:
+        publish(run_dir, Destination(REPO))
+    assert "\n" not in str(caught.value)
+    assert 10 < sum(client) < 300, "it did try for a while"
+    assert {name for name in before if before[name] != on_disk(run_dir)[name]} <= {"README.md"}
+    mine.start()
+    publish(run_dir, Destination(REPO))
+    assert published(mine) == on_disk(run_dir)
+
+
+def test_a_checkpoint_that_could_not_be_published_waits_for_the_next_push(
+    mine: LoopbackHub, client: list[float], run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine.faults = [Fault("branch", status=403)]
+    destination = Destination(REPO)
+    publishing.publish_checkpoint(run_dir / "checkpoint-10", run_dir, destination, 10)
+    assert "not yet published: step-10" in capsys.readouterr().err
+    shutil.rmtree(run_dir / "checkpoint-10")  # as retention does
+    publish(run_dir, destination)
+    assert "model.safetensors" in published(mine, "step-10")
+    assert not (run_dir / "unpublished").exists()
+
+
+def test_a_repository_with_something_else_is_replaced_only_when_asked(
+    mine: LoopbackHub, client: list[float], run_dir: Path
+) -> None:
+    other = {"pytorch_model.bin": b"old", "config.json": b"{}"}
+    mine.repositories["models", REPO] = Repository(other)
+    with pytest.raises(UserError, match=r"already holds something else \(config.json, pytorch"):
+        publish(run_dir, Destination(REPO))
+    assert published(mine) == other
+    publish(run_dir, Destination(REPO, overwrite=True))
+    assert published(mine) == on_disk(run_dir)
+
+
+def test_a_run_may_go_on_in_its_own_repository_and_in_no_other(
+    mine: LoopbackHub, client: list[float], run_dir: Path
+) -> None:
+    wanted = HubArguments(push_to_hub=True, hub_model_id="tiny")
+    assert check_destination(wanted, run_dir, None).repo_id == REPO
+    publish(run_dir, Destination(REPO))
+    (run_dir.parent / "notes").mkdir()
+    mine.repositories["models", REPO].add("main", {**published(mine), "mine.txt": b"kept"})
+    check_destination(wanted, run_dir, read_record(run_dir).run_id)
+    publish(run_dir, Destination(REPO))
+    assert published(mine)["mine.txt"] == b"kept", "what the user added by hand stays"
+    with pytest.raises(UserError, match="already holds something else"):
+        check_destination(wanted, run_dir, None)
+
+
+def test_a_branch_holds_the_run_alone(
+    mine: LoopbackHub, client: list[float], run_dir: Path
+) -> None:
+    mine.repositories["models", REPO] = Repository({".gitattributes": b""})
+    mine.repositories["models", REPO].add("main", {"other.bin": b"other"})
+    publish(run_dir, Destination(REPO, revision="v1"))
+    assert published(mine, "v1") == on_disk(run_dir)
+    assert published(mine) == {"other.bin": b"other"}
+
+
+def test_an_unfinished_run_is_not_published(
+    mine: LoopbackHub, client: list[float], run_dir: Path
+) -> None:
+    record = json.loads((run_dir / "run.json").read_text())
+    record["sessions"][-1]["status"] = "running"
+    (run_dir / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="has not come to its end"):
+        publish(run_dir, Destination(REPO))
+    (run_dir / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"lacks model\.safetensors"):
+        publish(run_dir, Destination(REPO))
+
+
+def test_a_file_that_holds_the_token_is_refused(
+    mine: LoopbackHub, client: list[float], run_dir: Path
+) -> None:
+    (run_dir / "samples.md").write_text(f"# Samples\n\n## Step 20\n\n> **Once** {TOKEN}\n")
+    with pytest.raises(UserError, match="holds your Hub token") as caught:
+        publish(run_dir, Destination(REPO))
+    assert TOKEN not in str(caught.value)
+    assert not [content for content in everything(mine) if TOKEN.encode() in content]
+
+
+REFUSALS = {
+    "no token": ({}, (), "there is no Hub token; log in with `hf auth login`"),
+    "unknown token": ({"HF_TOKEN": "hf_unknown"}, (), "does not accept the Hub token"),
+    "read-only token": ({"HF_TOKEN": "hf_reader"}, (), "may only read"),
+    "illegal name": ({"HF_TOKEN": TOKEN}, ("--hub_model_id", "me/a--b"), "is no legal name"),
+    "somebody else's": ({"HF_TOKEN": TOKEN}, ("--hub_model_id", "you/tiny"), "no member of you"),
+    "other content": ({"HF_TOKEN": TOKEN}, ("--hub_model_id", "me/taken"), "something else (a.txt"),
+    "no Hub": ({"HF_TOKEN": TOKEN, "HF_ENDPOINT": "http://127.0.0.1:9"}, (), "could not reach"),
+    "token as a flag": ({}, (f"--hub_token={TOKEN}",), "a Hub token is no flag"),
+    "token after a flag": ({}, ("--hub_token", TOKEN), "a Hub token is no flag"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_run_that_could_not_be_published_is_not_started(
+    mine: LoopbackHub, run_script: Run, tiny_config: Path, tmp_path: Path, case: str
+) -> None:
+    mine.accounts["hf_reader"] = Account("me", role="read")
+    mine.repositories["models", "me/taken"] = Repository({"a.txt": b"a"})
+    extra, flags, message = REFUSALS[case]
+    start = time.perf_counter()
+    where = {"HF_ENDPOINT": mine.url, **extra}
+    done = run_script("train.py", "--config", str(tiny_config), "--push_to_hub", *flags, **where)
+    assert time.perf_counter() - start < 10
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert message in line
+    assert TOKEN not in done.stdout + done.stderr
+    assert not (tmp_path / "work" / "run").exists()
+    assert not (tmp_path / "home" / "tinystories_hf").exists(), "no rows were prepared"
+
+
+@pytest.mark.parametrize("place", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "home"])
+def test_the_script_publishes_wherever_the_token_was_put(
+    mine: LoopbackHub, run_script: Run, run_dir: Path, tmp_path: Path, place: str
+) -> None:
+    extra = {"HF_ENDPOINT": mine.url}
+    if place.endswith("TOKEN"):
+        extra[place] = TOKEN
+    elif place == "home":
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home" / "token").write_text(TOKEN)
+    else:
+        (tmp_path / "secret").write_text(TOKEN + "\n")
+        extra[place] = str(tmp_path / "secret")
+    flags = ("--model", str(run_dir), "--repo", REPO, "--private")
+    done = run_script("push_to_hub.py", *flags, **extra)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Once upon a time")
+    assert published(mine) == on_disk(run_dir)
+    assert mine.repositories["models", REPO].private
+    assert TOKEN not in done.stdout + done.stderr
+    assert not [content for content in everything(mine) if TOKEN.encode() in content]
+    assert not [p for p in run_dir.rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
+
+
+def test_a_dry_run_shows_all_and_changes_nothing(run_script: Run, run_dir: Path) -> None:
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    done = run_script("push_to_hub.py", "--model", str(run_dir), "--repo", REPO, "--dry_run")
+    assert done.returncode == 0, done.stderr
+    for name in staged_files(run_dir):
+        assert name in done.stdout
+    assert f'pipeline("text-generation", model="{REPO}")' in done.stdout
+    assert "training_args" not in done.stdout
+    after = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_failed_push_ends_with_the_command_that_goes_on(
+    mine: LoopbackHub, run_script: Run, run_dir: Path
+) -> None:
+    mine.faults = [Fault("commit", status=403)]
+    extra = {"HF_ENDPOINT": mine.url, "HF_TOKEN": TOKEN}
+    done = run_script("push_to_hub.py", "--model", str(run_dir), "--repo", REPO, **extra)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    command = line.partition("to publish it: python scripts/")[2].split()
+    again = run_script(command[0], *command[1:], **extra)
+    assert again.returncode == 0, again.stderr
+    assert published(mine) == on_disk(run_dir)

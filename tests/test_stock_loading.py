@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, TextGenerationPipeline
@@ -55,15 +56,16 @@ def pipeline_says() -> tuple[str, ...]:
     return ("Ignoring clean_up_tokenization_spaces=True", "Passing `generation_config` together")
 
 
-def test_stock_transformers_loads_a_run_without_this_package_and_without_a_warning(
-    trained_run: Path, tmp_path: Path
-) -> None:
+def load_stock(name: str, folder: Path, **extra: str) -> list[Any]:
+    """Load a model where this package is absent, and return what that prints.
+
+    Its logits are left in `folder`; a warning fails.
+    """
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "default"}
     done = subprocess.run(
-        [sys.executable, "-c", STOCK, str(trained_run)],
-        cwd=tmp_path,
-        env=environment(
-            tmp_path / "home", HF_HUB_DISABLE_PROGRESS_BARS="1", PYTHONWARNINGS="default"
-        ),
+        [sys.executable, "-c", STOCK, name],
+        cwd=folder,
+        env=environment(folder / "home", **quiet, **extra),
         capture_output=True,
         text=True,
     )
@@ -71,7 +73,14 @@ def test_stock_transformers_loads_a_run_without_this_package_and_without_a_warni
     usual = ("Loading weights", "Device set to use", *pipeline_says())
     said = [line for line in done.stderr.splitlines() if line]
     assert [line for line in said if not any(words in line for words in usual)] == []
-    name, fast, text, count = json.loads(done.stdout)
+    told: list[Any] = json.loads(done.stdout)
+    return told
+
+
+def test_stock_transformers_loads_a_run_without_this_package_and_without_a_warning(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    name, fast, text, count = load_stock(str(trained_run), tmp_path)
     assert (name, fast, count) == ("GPTNeoForCausalLM", True, 2)
     assert text.startswith("Once upon a time")
 

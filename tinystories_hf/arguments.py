@@ -1,4 +1,4 @@
-"""Every setting of a run: three dataclasses, and `parse_arguments` that fills them.
+"""Every setting of a run: four dataclasses, and `parse_arguments` that fills them.
 
 Values come from dataclass defaults < YAML (with `base:` for deltas) < command line. A setting
 without a default here must stand in the configuration: hyperparameters live in `configs/`.
@@ -240,6 +240,29 @@ class TrainingArguments:
 
 
 @dataclass(frozen=True)
+class HubArguments:
+    """Whether and where the run is published; names are those of `transformers.TrainingArguments`.
+
+    The token is never a setting: it comes from `hf auth login` or from HF_TOKEN.
+    """
+
+    push_to_hub: bool = option("publish the run on the Hub when it is trained", False)
+    hub_model_id: str | None = option(
+        "repository, such as me/tinystories-xs; null is the name of output_dir under your account",
+        None,
+    )
+    hub_private_repo: bool = option("make the repository private if it is created", False)
+    hub_strategy: Literal["end", "checkpoint-revisions"] = option(
+        "checkpoint-revisions also publishes each checkpoint, as the branch step-N", "end"
+    )
+    hub_overwrite: bool = option("replace a repository that holds something else", False)
+
+    def __post_init__(self) -> None:
+        if not self.push_to_hub and (self.hub_strategy != "end" or self.hub_overwrite):
+            raise UserError("hub_strategy and hub_overwrite need push_to_hub; add --push_to_hub")
+
+
+@dataclass(frozen=True)
 class GenerationArguments:
     """How stories are told; names are those of `transformers.GenerationConfig`."""
 
@@ -279,12 +302,14 @@ class Arguments(NamedTuple):
     model: ModelArguments
     data: DataArguments
     training: TrainingArguments
+    hub: HubArguments
 
 
 GROUPS: dict[str, type[Any]] = {
     "model": ModelArguments,
     "data": DataArguments,
     "training": TrainingArguments,
+    "hub": HubArguments,
 }
 
 
@@ -319,6 +344,47 @@ def parse_arguments(
     from_flags = parser.parse_layer(argv)
     from_flags.pop("config", None)
     return build_arguments(merge([from_files, from_flags], known))
+
+
+class PushRequest(NamedTuple):
+    """What scripts/push_to_hub.py is asked for."""
+
+    model: Path
+    revision: str
+    dry_run: bool
+    hub: HubArguments
+
+
+def parse_push_arguments(
+    argv: Sequence[str] | None = None, *, description: str = ""
+) -> PushRequest:
+    """Read the command line of scripts/push_to_hub.py.
+
+    Raises:
+        UserError: an unknown flag, or no model or repository.
+    """
+    parser = StrictParser(description)
+    parser.add_argument("--model", metavar="DIR", help="run directory")
+    parser.add_argument("--repo", metavar="NAME", help="repository, such as me/tinystories-xs")
+    parser.add_argument("--revision", metavar="REV", help="branch to publish to [main]")
+    parser.add_argument("--private", action="store_true", help="if the repository is created")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what else the repository holds"
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="show files and card, and change nothing"
+    )
+    flags = {name: setting.value for name, setting in parser.parse_layer(argv).items()}
+    if "model" not in flags or "repo" not in flags:
+        raise UserError("give --model and --repo, such as --model runs/xs --repo me/tinystories-xs")
+    hub = HubArguments(
+        push_to_hub=True,
+        hub_model_id=flags["repo"],
+        hub_private_repo="private" in flags,
+        hub_overwrite="overwrite" in flags,
+    )
+    revision = flags.get("revision", "main")
+    return PushRequest(Path(flags["model"]), revision, "dry_run" in flags, hub)
 
 
 class GenerationRequest(NamedTuple):
@@ -356,7 +422,7 @@ def parse_generation_arguments(
 
 
 def build_arguments(settings: Mapping[str, Setting]) -> Arguments:
-    """Build and cross-check the three dataclasses from merged settings.
+    """Build and cross-check the four dataclasses from merged settings.
 
     Raises:
         UserError: as `parse_arguments`.
@@ -368,7 +434,8 @@ def build_arguments(settings: Mapping[str, Setting]) -> Arguments:
             f"context_length {data.context_length} is longer than max_position_embeddings"
             f" {model.max_position_embeddings}; shorten the rows or give the model more positions"
         )
-    return Arguments(model, data, build(TrainingArguments, settings))
+    training = build(TrainingArguments, settings)
+    return Arguments(model, data, training, build(HubArguments, settings))
 
 
 def _short(path: Path) -> str:

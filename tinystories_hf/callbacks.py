@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,12 @@ from transformers import (
     TrainerState,
 )
 from transformers import TrainingArguments as TrainerArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from tinystories_hf import hub
 from tinystories_hf.arguments import GenerationArguments
 from tinystories_hf.generation import Story, generate_stories
-
-SAMPLES_FILE = "samples.md"
+from tinystories_hf.provenance import SAMPLES_FILE
 
 
 class EvaluateAtTheEnd(TrainerCallback):
@@ -87,6 +90,27 @@ def _sections_until(path: Path, step: int) -> str:
     head, *sections = re.split(r"(?m)^(?=## Step \d+$)", path.read_text(encoding="utf-8"))
     kept = [part for part in sections if int(part.split("\n", 1)[0].split()[-1]) <= step]
     return "".join([head, *kept]).rstrip("\n") + "\n"
+
+
+class PublishCheckpoints(TrainerCallback):
+    """Publish each checkpoint as a branch when it has been saved; given to one process alone."""
+
+    def __init__(
+        self,
+        destination: hub.Destination,
+        clock_stopped: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self.destination = destination
+        self.clock_stopped = clock_stopped
+
+    def on_save(
+        self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Publish the newest checkpoint, and what could not be published before."""
+        run_dir, step = Path(str(args.output_dir)), state.global_step
+        checkpoint = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        with self.clock_stopped():
+            hub.publish_checkpoint(checkpoint, run_dir, self.destination, step)
 
 
 class ConsoleLog(TrainerCallback):

@@ -1,63 +1,422 @@
-"""The model card: `model_card.md` filled with the facts of a run directory, and nothing else."""
+"""Publishing a run on the Hugging Face Hub: the checks before it starts, one commit when it ends.
+
+What is published is the run directory's own files, each push one commit: `main` is never half a
+model. `HF_ENDPOINT` and `HF_TOKEN` work as everywhere in Hugging Face.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from tinystories_hf.callbacks import SAMPLES_FILE
-from tinystories_hf.provenance import read_record
+import huggingface_hub
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    build_hf_headers,
+    disable_progress_bars,
+    enable_progress_bars,
+    get_session,
+    validate_repo_id,
+)
 
-CARD_FILE = "README.md"
-TRAIN_RESULTS = "train_results.json"
-EVAL_RESULTS = "eval_results.json"
-PACKAGE = Path(__file__).resolve().parent
+from tinystories_hf import provenance
+from tinystories_hf.arguments import HubArguments
+from tinystories_hf.card import CARD_FILE, render_card, write_card
+from tinystories_hf.errors import UserError
+
+T = TypeVar("T")
+
+# All that a model folder publishes; what is not named (optimizer state, pickles, caches) stays.
+MODEL_FILES = (
+    *("config.json", "generation_config.json"),
+    *("model*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
+RUN_FILES = (CARD_FILE, provenance.FILE, "*_results.json", provenance.SAMPLES_FILE, "*.png")
+REQUIRED = ("config.json", "model.safetensors", "tokenizer.json", CARD_FILE, provenance.FILE)
+# Copies of checkpoints that are to become branches; each goes when it is published.
+WAITING = "unpublished"
+MAIN = "main"
+# Written by the Hub itself into each repository.
+OF_THE_HUB = {".gitattributes"}
+
+TRANSIENT_STATUS = (429, 500, 502, 503, 504)
+ATTEMPTS = 5
+FIRST_WAIT_SECONDS = 2.0
+# While processes wait for the one that publishes, a checkpoint is tried no longer than this.
+CHECKPOINT_ATTEMPTS = 2
+# The clients wait for ever unless told otherwise.
+CHECK_TIMEOUT_SECONDS = 8.0
+UPLOAD_TIMEOUT_SECONDS = 60.0
 
 
-def template_path() -> Path:
-    """Return the card's template: at the top of a checkout, inside an installed package."""
-    checkout = PACKAGE.parent / "model_card.md"
-    return checkout if checkout.exists() else PACKAGE / "model_card.md"
+@dataclass(frozen=True)
+class Destination:
+    """A revision of a repository, and what may be done to it."""
+
+    repo_id: str
+    revision: str = MAIN
+    private: bool = False
+    overwrite: bool = False
+
+    def __str__(self) -> str:
+        return self.repo_id if self.revision == MAIN else f"{self.repo_id} ({self.revision})"
 
 
-def render_card(run_dir: Path, model_id: str | None = None) -> str:
-    """Return the model card of a finished run.
+def check_destination(
+    hub: HubArguments, run_dir: Path, run_id: str | None, revision: str = MAIN
+) -> Destination:
+    """Find out before any work whether a run may be published, and create its repository.
+
+    `run_id` is that of the run so far, None for one that begins: a repository that holds anything
+    of another run is refused.
 
     Raises:
-        jinja2.UndefinedError: the run directory lacks a fact that the card states.
+        UserError: an illegal name, no token, a token that may not write there, a repository that
+            holds something else, or the Hub cannot be reached.
     """
-    import jinja2
-
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    template = environment.from_string(template_path().read_text(encoding="utf-8"))
-    return template.render(card_facts(run_dir, model_id or run_dir.as_posix()))
-
-
-def card_facts(run_dir: Path, model_id: str) -> dict[str, Any]:
-    """Collect what the card states from the files of the run."""
-    record = asdict(read_record(run_dir))
-    configuration = record["configuration"]
-    dataset = record["dataset"]
-    results = json.loads((run_dir / TRAIN_RESULTS).read_text(encoding="utf-8"))
-    evaluation = json.loads((run_dir / EVAL_RESULTS).read_text(encoding="utf-8"))
-    last_samples = (run_dir / SAMPLES_FILE).read_text(encoding="utf-8").split("\n## Step ")[-1]
-    return {
-        **configuration,
-        "name": run_dir.name,
-        "model_id": model_id,
-        "dataset": dataset,
-        "hub_dataset": dataset["train"]["source"].get("hub"),
-        "parameters": record["parameters"],
-        "prompts": configuration["training"]["sample_prompts"],
-        "results": results,
-        "evaluation": evaluation["validation"],
-        "samples": last_samples.partition("\n")[2].strip().split("\n\n"),
-        "session": record["sessions"][-1],
-    }
+    name = hub.hub_model_id or run_dir.name
+    try:
+        validate_repo_id(name)
+        account = _ask(lambda api: api.whoami())
+        repo_id = name if "/" in name else f"{account['name']}/{name}"
+        _check_rights(account, repo_id)
+        destination = Destination(repo_id, revision, hub.hub_private_repo, hub.hub_overwrite)
+        _ask(lambda api: api.create_repo(repo_id, private=destination.private, exist_ok=True))
+        _ask(lambda api: api.auth_check(repo_id, write=True))
+        _ask(lambda api: _check_content(api, destination, run_id, hub.hub_strategy != "end"))
+    except errors.HFValidationError as error:
+        raise UserError(f"hub_model_id: {name!r} is no legal name: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"push_to_hub: {_explain(error, name)}") from error
+    return destination
 
 
-def write_card(run_dir: Path) -> None:
-    """Render the card into the run directory."""
-    (run_dir / CARD_FILE).write_text(render_card(run_dir), encoding="utf-8")
+def publish(run_dir: Path, destination: Destination) -> str:
+    """Upload a finished run as one commit, with a card in its repository's name; return the URL.
+
+    Files whose bytes are there already are not uploaded again.
+
+    Raises:
+        UserError: the run is not finished, a file holds the Hub token, the repository holds
+            something else, or the upload failed for good. The run directory is whole all the same.
+    """
+    record = _finished_record(run_dir)
+    write_card(run_dir, destination.repo_id)
+    message = f"Publish {run_dir.name} of tinystories_hf"
+    try:
+        _commit(staged_files(run_dir), destination, record.run_id, message)
+        _publish_waiting(run_dir, destination, record.run_id, ATTEMPTS)
+    except Exception as error:
+        reason = error if isinstance(error, UserError) else _explain(error, destination.repo_id)
+        raise UserError(
+            f"{run_dir} is whole but not published to {destination}: {reason}; to publish it:"
+            f" {retry_command(run_dir, destination)}"
+        ) from error
+    return f"{constants.ENDPOINT}/{destination.repo_id}"
+
+
+def publish_checkpoint(
+    checkpoint: Path, run_dir: Path, destination: Destination, step: int
+) -> None:
+    """Make a saved checkpoint the branch `step-N`; where that fails, keep a copy for later.
+
+    A failure here is told and does not stop the training: the copy is tried again at the next
+    checkpoint and at the end.
+    """
+    waiting = run_dir / WAITING / f"step-{step}"
+    waiting.mkdir(parents=True, exist_ok=True)
+    for path in _matching(checkpoint, MODEL_FILES).values():
+        shutil.copy2(path, waiting)
+    shutil.copy2(run_dir / provenance.FILE, waiting)
+    run_id = provenance.read_record(run_dir).run_id
+    try:
+        _publish_waiting(run_dir, destination, run_id, CHECKPOINT_ATTEMPTS)
+    except Exception as error:
+        reason = error if isinstance(error, UserError) else _explain(error, destination.repo_id)
+        print(f"not yet published: step-{step} ({reason}); tried again later", file=sys.stderr)
+
+
+def describe_push(run_dir: Path, destination_name: str) -> str:
+    """Return what a push would upload, with sizes, and the card it would carry.
+
+    Raises:
+        UserError: the run is not finished.
+    """
+    _finished_record(run_dir)
+    card = render_card(run_dir, destination_name)
+    sizes = {name: path.stat().st_size for name, path in staged_files(run_dir).items()}
+    sizes[CARD_FILE] = len(card.encode())
+    lines = [f"{size:>12,}  {name}" for name, size in sorted(sizes.items())]
+    total = f"{sum(sizes.values()):>12,}  bytes for {destination_name}"
+    return "\n".join([*lines, total, "", card])
+
+
+def staged_files(run_dir: Path) -> dict[str, Path]:
+    """Return what of a run directory is published, by its name in the repository."""
+    return _matching(run_dir, (*MODEL_FILES, *RUN_FILES))
+
+
+def retry_command(run_dir: Path, destination: Destination) -> str:
+    """Return the command line that publishes a run again."""
+    words = ["python", "scripts/push_to_hub.py", "--model", str(run_dir)]
+    words += ["--repo", destination.repo_id]
+    if destination.revision != MAIN:
+        words += ["--revision", destination.revision]
+    if destination.private:
+        words.append("--private")
+    if destination.overwrite:
+        words.append("--overwrite")
+    return shlex.join(words)
+
+
+def _matching(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
+    found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    return {path.name: path for path in found if path.is_file()}
+
+
+def _finished_record(run_dir: Path) -> provenance.RunRecord:
+    record = provenance.read_record(run_dir)
+    missing = [name for name in REQUIRED if not (run_dir / name).exists()]
+    if record.sessions[-1].status != "finished" or missing:
+        what = f"lacks {', '.join(missing)}" if missing else "has not come to its end"
+        raise UserError(f"{run_dir} {what}; finish it with --resume_from_checkpoint first")
+    return record
+
+
+def _check_rights(account: dict[str, Any], repo_id: str) -> None:
+    """Raise a `UserError` where whoami already tells that the token may not write there."""
+    owner = repo_id.partition("/")[0]
+    token = account.get("auth", {}).get("accessToken", {})
+    if token.get("role") == "read":
+        raise UserError(
+            "push_to_hub: the Hub token may only read; make one that may write at"
+            f" {constants.ENDPOINT}/settings/tokens, then `hf auth login`"
+        )
+    if token.get("role") == "fineGrained":
+        scopes = token.get("fineGrained", {}).get("scoped", [])
+        named = {
+            scope.get("entity", {}).get("name")
+            for scope in scopes
+            if "repo.write" in scope.get("permissions", [])
+        }
+        if not named & {owner, repo_id}:
+            raise UserError(
+                f"push_to_hub: the Hub token has no `repo.write` for {repo_id}; add it at"
+                f" {constants.ENDPOINT}/settings/tokens"
+            )
+    organizations = {entry["name"]: entry for entry in account.get("orgs", [])}
+    if owner != account["name"] and owner not in organizations:
+        raise UserError(
+            f"hub_model_id: {account['name']} is no member of {owner}; use"
+            f" {account['name']}/{repo_id.partition('/')[2]}"
+        )
+    if organizations.get(owner, {}).get("roleInOrg") == "read":
+        raise UserError(f"hub_model_id: {account['name']} may only read in {owner}")
+
+
+def _check_content(
+    api: HfApi, destination: Destination, run_id: str | None, with_steps: bool = False
+) -> None:
+    """Raise a `UserError` where publishing would touch what is not of this run."""
+    if destination.overwrite:
+        return
+    branches = {branch.name for branch in api.list_repo_refs(destination.repo_id).branches}
+    wanted = {destination.revision} & branches
+    if with_steps:
+        wanted |= {name for name in branches if name.startswith("step-")}
+    for revision in sorted(wanted):
+        names = set(api.list_repo_files(destination.repo_id, revision=revision)) - OF_THE_HUB
+        if names and _run_id_of(api, destination.repo_id, revision, names) != run_id:
+            raise UserError(
+                f"hub_model_id: {replace(destination, revision=revision)} already holds something"
+                f" else ({', '.join(sorted(names)[:3])}, ...); choose another name, or replace it"
+                " with --hub_overwrite (push_to_hub.py: --overwrite)"
+            )
+
+
+def _run_id_of(api: HfApi, repo_id: str, revision: str, names: set[str]) -> str | None:
+    """Return the run_id in the `run.json` of a revision; an empty text where there is none."""
+    if provenance.FILE not in names:
+        return ""
+    with tempfile.TemporaryDirectory() as folder:
+        path = api.hf_hub_download(repo_id, provenance.FILE, revision=revision, local_dir=folder)
+        try:
+            return str(json.loads(Path(path).read_text(encoding="utf-8"))["run_id"])
+        except (ValueError, KeyError, TypeError):
+            return ""
+
+
+def _publish_waiting(run_dir: Path, destination: Destination, run_id: str, attempts: int) -> None:
+    """Publish the checkpoints that wait, oldest first; the copy of each goes when it is up."""
+    folders = (run_dir / WAITING).glob("step-*")
+    for folder in sorted(folders, key=lambda path: int(path.name.partition("-")[2])):
+        branch = replace(destination, revision=folder.name)
+        files = _matching(folder, (*MODEL_FILES, provenance.FILE))
+        _commit(files, branch, run_id, f"Publish {folder.name} of {run_dir.name}", attempts)
+        shutil.rmtree(folder)
+    if (run_dir / WAITING).is_dir() and not any((run_dir / WAITING).iterdir()):
+        (run_dir / WAITING).rmdir()
+
+
+def _commit(
+    files: dict[str, Path],
+    destination: Destination,
+    run_id: str,
+    message: str,
+    attempts: int = ATTEMPTS,
+) -> None:
+    """Make a revision hold these files by one commit; none where it holds them already.
+
+    On `main` other files stay unless `overwrite` is set; a branch holds these alone.
+    """
+    _refuse_secrets(files)
+    repo_id, revision = destination.repo_id, destination.revision
+
+    def attempt(api: HfApi) -> None:
+        api.create_repo(repo_id, private=destination.private, exist_ok=True)
+        _check_content(api, destination, run_id)
+        if revision != MAIN:
+            # From the empty first commit: a branch from main would hold another model for a moment.
+            first = api.list_repo_commits(repo_id)[-1].commit_id
+            api.create_branch(repo_id, branch=revision, revision=first, exist_ok=True)
+        operations: list[Any] = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
+            for name, path in files.items()
+        ]
+        if revision != MAIN or destination.overwrite:
+            present = set(api.list_repo_files(repo_id, revision=revision))
+            operations += [
+                CommitOperationDelete(path_in_repo=name)
+                for name in sorted(present - set(files) - OF_THE_HUB)
+            ]
+        with _plain_uploads_where_there_is_no_xet(repo_id), _without_progress_bars():
+            api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+
+    _ask(attempt, attempts, UPLOAD_TIMEOUT_SECONDS)
+
+
+def _refuse_secrets(files: dict[str, Path]) -> None:
+    token = huggingface_hub.get_token()
+    for name, path in files.items():
+        if token and token.encode() in path.read_bytes():
+            raise UserError(f"{path} holds your Hub token; remove it from {name} first")
+
+
+@contextmanager
+def _plain_uploads_where_there_is_no_xet(repo_id: str) -> Iterator[None]:
+    """Upload over plain HTTP to a Hub without Xet storage, such as a mirror.
+
+    The client takes Xet whenever the package is installed, and fails where the Hub has none.
+    """
+    had = constants.HF_HUB_DISABLE_XET
+    if not had:
+        url = f"{constants.ENDPOINT}/api/models/{repo_id}/xet-write-token/{MAIN}"
+        answer = get_session().get(url, headers=build_hf_headers())
+        constants.HF_HUB_DISABLE_XET = answer.status_code == 404
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = had
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
+
+
+def _ask(
+    request: Callable[[HfApi], T], attempts: int = 1, timeout: float = CHECK_TIMEOUT_SECONDS
+) -> T:
+    """Ask the Hub; what may pass by itself is tried again after a growing wait.
+
+    A wait that the Hub names (Retry-After) is kept to.
+    """
+    wait = FIRST_WAIT_SECONDS
+    for number in range(1, attempts + 1):
+        get_session().timeout = timeout
+        try:
+            return request(HfApi())
+        except Exception as error:
+            passing, named = _is_transient(error)
+            if not passing or number == attempts:
+                raise
+            seconds = wait if named is None else named
+            print(
+                f"the Hub: {_reason(error)}; trying again in {seconds:.0f} s"
+                f" ({number} of {attempts - 1})",
+                file=sys.stderr,
+            )
+            time.sleep(seconds)
+            wait *= 2
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_transient(error: Exception) -> tuple[bool, float | None]:
+    """Tell whether an error may pass by itself, and how long the Hub asks to wait."""
+    for cause in _chain(error):
+        if isinstance(cause, UserError):
+            return False, None
+        if isinstance(cause, errors.HfHubHTTPError):
+            named = cause.response.headers.get("Retry-After", "")
+            seconds = float(named) if named.isdigit() else None
+            return cause.response.status_code in TRANSIENT_STATUS, seconds
+        # The transport's own errors, by name: the client's library changes with its version. An
+        # answer that is no JSON comes from a proxy in between.
+        names = {kind.__name__ for kind in type(cause).__mro__}
+        if names & {"TransportError", "JSONDecodeError"}:
+            return True, None
+    return False, None
+
+
+def _explain(error: Exception, repo_id: str) -> str:
+    """Say in one sentence what went wrong, and what to do."""
+    status = None
+    for cause in _chain(error):
+        if isinstance(cause, errors.LocalTokenNotFoundError):
+            return "there is no Hub token; log in with `hf auth login`, or set HF_TOKEN"
+        if isinstance(cause, errors.HfHubHTTPError):
+            status = cause.response.status_code
+            break
+    if status == 401:
+        return f"{constants.ENDPOINT} does not accept the Hub token; log in with `hf auth login`"
+    if status == 403:
+        return f"the Hub token may not write to {repo_id} ({_reason(error)})"
+    if status is None and _is_transient(error)[0]:
+        return f"could not reach {constants.ENDPOINT} ({_reason(error)})"
+    return _reason(error)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of the error that lies deepest, without the token."""
+    deepest = list(_chain(error))[-1]
+    known = [cause for cause in _chain(error) if isinstance(cause, errors.HfHubHTTPError)]
+    text = str(known[0] if known else deepest).strip().partition("\n")[0]
+    token = huggingface_hub.get_token()
+    text = text.replace(token, "***") if token else text
+    return text or type(deepest).__name__

@@ -259,7 +259,10 @@ class StrictParser(argparse.ArgumentParser):
         namespace, unknown = self.parse_known_args(argv)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
-            raise UserError(f"unknown flag {unknown[0]}{did_you_mean(unknown[0], flags)}")
+            flag = unknown[0].partition("=")[0]  # the value may be a secret
+            if flag.endswith("token"):
+                raise UserError(f"{flag}: a Hub token is no flag; use `hf auth login` or HF_TOKEN")
+            raise UserError(f"unknown flag {flag}{did_you_mean(flag, flags)}")
         return {key: Setting(value, f"--{key}") for key, value in vars(namespace).items()}
 
 

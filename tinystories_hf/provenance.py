@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import uuid
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -21,6 +22,9 @@ from tinystories_hf.errors import UserError
 from tinystories_hf.modeling import ParameterReport
 
 FILE = "run.json"
+TRAIN_RESULTS = "train_results.json"
+EVAL_RESULTS = "eval_results.json"
+SAMPLES_FILE = "samples.md"
 LIBRARIES = (
     "tinystories_hf",
     "torch",
@@ -49,17 +53,23 @@ class Session:
     device: str
     batch: dict[str, int]
     mixed_precision: str
+    power_limit_watts: float | None = None
     status: Literal["running", "finished"] = "running"
     finished: str | None = None
 
 
 @dataclass
 class RunRecord:
-    """All that is needed to repeat a run and to trust its numbers."""
+    """All that is needed to repeat a run and to trust its numbers.
+
+    `run_id` names the run over all its sessions. Nothing here gives away where on its machine the
+    run was made: absolute paths are shortened, see `portable`.
+    """
 
     configuration: dict[str, Any]
     dataset: dict[str, Any]
     parameters: dict[str, int]
+    run_id: str
     sessions: list[Session] = field(default_factory=list)
 
     def write(self, run_dir: Path) -> None:
@@ -81,16 +91,36 @@ def start_record(
     session: Session,
 ) -> RunRecord:
     """Describe a run that begins; the earlier sessions of a resumed one stay."""
-    earlier = read_record(run_dir).sessions if (run_dir / FILE).exists() else []
+    earlier = read_record(run_dir) if (run_dir / FILE).exists() else None
     dataset = asdict(manifest)
     for split in ("train", "validation"):
         del dataset[split]["tail"]
     return RunRecord(
-        configuration={name: asdict(part) for name, part in arguments._asdict().items()},
-        dataset={"name": arguments.data.dataset, **dataset},
+        configuration={
+            name: {key: portable(value) for key, value in asdict(part).items()}
+            for name, part in arguments._asdict().items()
+        },
+        dataset={"name": portable(arguments.data.dataset), **dataset},
         parameters=asdict(parameters),
-        sessions=[*earlier, session],
+        run_id=earlier.run_id if earlier else uuid.uuid4().hex,
+        sessions=[*(earlier.sessions if earlier else []), session],
     )
+
+
+def portable(value: Any) -> Any:
+    """Return a setting as it may be published: an absolute path below here relative, others named.
+
+    What lies elsewhere keeps its last name only; its content is known by its sha256.
+    """
+    if not isinstance(value, str) or not Path(value).expanduser().is_absolute():
+        return value
+    path, here = Path(value).expanduser(), Path.cwd()
+    return (path.relative_to(here) if path.is_relative_to(here) else Path(path.name)).as_posix()
+
+
+def _portable_command(words: list[str]) -> str:
+    parts = [word.partition("=") for word in words]
+    return shlex.join(f"{portable(flag)}{equal}{portable(value)}" for flag, equal, value in parts)
 
 
 def start_session(
@@ -99,9 +129,9 @@ def start_session(
     """Describe this start of the program and the machine it runs on."""
     commit, dirty = git_state()
     return Session(
-        command=shlex.join([Path(sys.executable).name, *sys.argv]),
+        command=_portable_command([Path(sys.executable).name, *sys.argv]),
         started=now(),
-        resumed_from=resumed_from,
+        resumed_from=portable(resumed_from),
         git_commit=commit,
         git_dirty=dirty,
         versions={name: version for name in LIBRARIES if (version := _version(name))},
@@ -109,6 +139,7 @@ def start_session(
         device=describe_device(device_type),
         batch=asdict(plan),
         mixed_precision=mixed_precision,
+        power_limit_watts=power_limit_watts() if device_type == "cuda" else None,
     )
 
 
@@ -173,6 +204,16 @@ def describe_device(device_type: str) -> str:
         return f"{platform.processor() or platform.machine()} ({device_type})"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"CPU {_processor()}, {cores} cores"
+
+
+def power_limit_watts() -> float | None:
+    """Return the power limit of the first GPU of NVIDIA, None where it cannot be read."""
+    command = ["nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return float(done.stdout.splitlines()[0])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
 
 
 def _processor() -> str:

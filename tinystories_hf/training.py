@@ -25,7 +25,13 @@ from transformers.utils.logging import disable_progress_bar
 from tinystories_hf import hub, provenance
 from tinystories_hf.arguments import Arguments, TrainingArguments
 from tinystories_hf.batch import BatchPlan, plan_batch
-from tinystories_hf.callbacks import ConsoleLog, EvaluateAtTheEnd, StorySamples
+from tinystories_hf.callbacks import (
+    ConsoleLog,
+    EvaluateAtTheEnd,
+    PublishCheckpoints,
+    StorySamples,
+)
+from tinystories_hf.card import write_card
 from tinystories_hf.data import PreparedData, prepare, token_stream
 from tinystories_hf.errors import UserError
 from tinystories_hf.evaluation.loss import TokenLoss, token_loss
@@ -44,6 +50,7 @@ def train(arguments: Arguments) -> dict[str, float]:
     """
     plan = plan_batch(arguments.training, int(os.environ.get("WORLD_SIZE", "1")))
     checkpoint = checkpoint_to_resume(arguments.training)
+    destination = check_publishing(arguments, checkpoint)
     trainer_arguments = build_trainer_arguments(arguments.training, plan)
     with trainer_arguments.main_process_first(local=True, desc="preparing rows"):
         prepared = prepare(
@@ -54,14 +61,32 @@ def train(arguments: Arguments) -> dict[str, float]:
     set_seed(arguments.training.seed)
     model = build_model(arguments.model, prepared.tokenizer, arguments.data.context_length)
     trainer = build_trainer(arguments, plan, trainer_arguments, prepared, model)
+    if destination and arguments.hub.hub_strategy == "checkpoint-revisions":
+        trainer.add_callback(PublishCheckpoints(destination, trainer.clock_stopped))
     record = describe_run(arguments, plan, trainer, prepared, checkpoint)
 
     trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = finish_run(arguments, trainer, prepared, record)
+    metrics = finish_run(arguments, trainer, prepared, record, destination)
     # A process group that is left to the interpreter's exit now and then aborts there (gloo).
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
+    # Alone, with no process waiting for this one: an upload may take longer than they would wait.
+    if destination and trainer.is_world_process_zero():
+        print(f"published   {hub.publish(Path(arguments.training.output_dir), destination)}")
     return metrics
+
+
+def check_publishing(arguments: Arguments, checkpoint: str | None) -> hub.Destination | None:
+    """Return where the run will be published; the first process finds out whether it may be.
+
+    Raises:
+        UserError: as `hub.check_destination`.
+    """
+    if not arguments.hub.push_to_hub or os.environ.get("RANK", "0") != "0":
+        return None
+    run_dir = Path(arguments.training.output_dir)
+    run_id = provenance.read_record(run_dir).run_id if checkpoint is not None else None
+    return hub.check_destination(arguments.hub, run_dir, run_id)
 
 
 def checkpoint_to_resume(training: TrainingArguments) -> str | None:
@@ -241,7 +266,7 @@ class StoryTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate with the throughput's clock stopped."""
-        with self._clock_stopped():
+        with self.clock_stopped():
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
 
@@ -257,7 +282,8 @@ class StoryTrainer(Trainer):
         super().log(logs, start_time)
 
     @contextmanager
-    def _clock_stopped(self) -> Iterator[None]:
+    def clock_stopped(self) -> Iterator[None]:
+        """Leave out of the throughput what is done meanwhile."""
         start = time.perf_counter()
         yield
         self._clock += time.perf_counter() - start
@@ -325,6 +351,7 @@ def finish_run(
     trainer: StoryTrainer,
     prepared: PreparedData,
     record: provenance.RunRecord,
+    destination: hub.Destination | None,
 ) -> dict[str, float]:
     """Save the model, measure its final loss and complete the run directory."""
     run_dir = Path(arguments.training.output_dir)
@@ -342,11 +369,11 @@ def finish_run(
     if trainer.is_world_process_zero():
         # A pickle of the Trainer's settings, which nothing needs and nobody should load.
         (run_dir / "training_args.bin").unlink(missing_ok=True)
-        provenance.write_json(run_dir / hub.TRAIN_RESULTS, results)
-        provenance.write_json(run_dir / hub.EVAL_RESULTS, {"validation": asdict(loss)})
+        provenance.write_json(run_dir / provenance.TRAIN_RESULTS, results)
+        provenance.write_json(run_dir / provenance.EVAL_RESULTS, {"validation": asdict(loss)})
         plot_loss(trainer.state.log_history, run_dir / LOSS_PLOT, run_dir.name)
         record.finish(run_dir)
-        hub.write_card(run_dir)
+        write_card(run_dir, destination.repo_id if destination else None)
         print_ending(arguments, trainer, loss)
     return {**results, "validation_loss": loss.loss, "bits_per_byte": loss.bits_per_byte}
 

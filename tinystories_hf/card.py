@@ -1,0 +1,98 @@
+"""The model card: `model_card.md` filled with the facts of a run directory, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tinystories_hf.evaluation.paper import EVAL_LOSS
+from tinystories_hf.provenance import EVAL_RESULTS, SAMPLES_FILE, TRAIN_RESULTS, read_record
+
+CARD_FILE = "README.md"
+PACKAGE = Path(__file__).resolve().parent
+# The corpus whose defects have been counted: the first version, which the paper trained on.
+TINYSTORIES = "roneneldan/TinyStories"
+V1_FILES = ("TinyStories-train.txt", "TinyStories-valid.txt")
+GPT_NEO_VOCABULARY = 50_257
+METRIC_NAMES = {
+    "loss": "Loss, nats per token",
+    "perplexity": "Perplexity",
+    "bits_per_byte": "Bits per byte",
+}
+
+
+def template_path() -> Path:
+    """Return the card's template: at the top of a checkout, inside an installed package."""
+    checkout = PACKAGE.parent / "model_card.md"
+    return checkout if checkout.exists() else PACKAGE / "model_card.md"
+
+
+def render_card(run_dir: Path, model_id: str | None = None) -> str:
+    """Return the model card of a finished run; `model_id` is the name by which it is loaded.
+
+    Raises:
+        UserError: `run.json` is missing or not a record of a run.
+        OSError: another file of the run directory is missing.
+        jinja2.UndefinedError: the run directory lacks a fact that the card states.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    template = environment.from_string(template_path().read_text(encoding="utf-8"))
+    return template.render(card_facts(run_dir, model_id or run_dir.as_posix()))
+
+
+def write_card(run_dir: Path, model_id: str | None = None) -> None:
+    """Render the card into the run directory."""
+    (run_dir / CARD_FILE).write_text(render_card(run_dir, model_id), encoding="utf-8")
+
+
+def card_facts(run_dir: Path, model_id: str) -> dict[str, Any]:
+    """Collect what the card states from the files of the run."""
+    record = asdict(read_record(run_dir))
+    configuration, dataset = record["configuration"], record["dataset"]
+    results = json.loads((run_dir / TRAIN_RESULTS).read_text(encoding="utf-8"))
+    evaluation = json.loads((run_dir / EVAL_RESULTS).read_text(encoding="utf-8"))["validation"]
+    last_samples = (run_dir / SAMPLES_FILE).read_text(encoding="utf-8").split("\n## Step ")[-1]
+    source = dataset["train"]["source"]
+    return {
+        **configuration,
+        "name": model_id.rpartition("/")[2],
+        "model_id": model_id,
+        "dataset": dataset,
+        "hub_dataset": source.get("hub"),
+        "is_tinystories_v1": source.get("hub") == TINYSTORIES
+        and source.get("file", V1_FILES[0]) in V1_FILES,
+        "parameters": record["parameters"],
+        "prompts": configuration["training"]["sample_prompts"],
+        "results": results,
+        "evaluation": evaluation,
+        "metrics": [
+            {"type": key, "name": name, "value": evaluation[key]}
+            for key, name in METRIC_NAMES.items()
+            if math.isfinite(evaluation[key])
+        ],
+        "paper_loss": _paper_loss(configuration["model"]),
+        "samples": last_samples.partition("\n")[2].strip().split("\n\n"),
+        "session": record["sessions"][-1],
+        "resumed": len(record["sessions"]) > 1,
+        "energy_kwh": _energy_kwh(record["sessions"], results["session_seconds"]),
+    }
+
+
+def _paper_loss(model: dict[str, Any]) -> float | None:
+    """Return the paper's loss for the same shape over the same tokens, None where it has none."""
+    if model["vocab_size"] != GPT_NEO_VOCABULARY:
+        return None
+    return EVAL_LOSS.get((model["hidden_size"], model["num_layers"]))
+
+
+def _energy_kwh(sessions: list[dict[str, Any]], seconds: float) -> float | None:
+    """Return the most that the GPUs can have used: power limit x time, for a run of one session."""
+    watts = sessions[-1]["power_limit_watts"]
+    if watts is None or len(sessions) > 1:
+        return None
+    return float(watts * sessions[-1]["batch"]["num_processes"] * seconds / 3.6e6)
