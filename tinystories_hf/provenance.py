@@ -13,13 +13,15 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.batch import BatchPlan
-from tinystories_hf.data import Manifest
 from tinystories_hf.errors import UserError
-from tinystories_hf.modeling import ParameterReport
+
+if TYPE_CHECKING:
+    from tinystories_hf.data import Manifest
+    from tinystories_hf.modeling import ParameterReport
 
 FILE = "run.json"
 TRAIN_RESULTS = "train_results.json"
