@@ -4,7 +4,9 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard
 
@@ -30,22 +32,70 @@ def test_nothing_in_the_card_is_left_open(trained_run: Path) -> None:
     assert text == render_card(trained_run, "run")
 
 
+def changed(trained_run: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> str:
+    """Return the card of a run whose record is another."""
+    folder.mkdir()
+    for name in ("run.json", "train_results.json", "eval_results.json", "samples.md"):
+        (folder / name).write_bytes((trained_run / name).read_bytes())
+    record = json.loads((folder / "run.json").read_text())
+    change(record)
+    (folder / "run.json").write_text(json.dumps(record))
+    return render_card(folder)
+
+
+def test_the_paper_stands_beside_a_model_of_its_shape_alone(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    def xs(record: dict[str, Any]) -> None:
+        record["configuration"]["model"] |= {"hidden_size": 64, "num_layers": 8}
+        record["configuration"]["model"]["vocab_size"] = 50_257
+
+    assert "The paper gives 2.08 nats per token" in changed(trained_run, tmp_path / "xs", xs)
+    assert "The paper gives" not in (trained_run / "README.md").read_text()
+
+
+def test_energy_is_stated_where_the_power_is_known(trained_run: Path, tmp_path: Path) -> None:
+    def on_gpus(record: dict[str, Any]) -> None:
+        record["sessions"][-1]["power_limit_watts"] = 700.0
+        record["sessions"][-1]["batch"]["num_processes"] = 8
+
+    seconds = json.loads((trained_run / "train_results.json").read_text())["session_seconds"]
+    text = changed(trained_run, tmp_path / "gpus", on_gpus)
+    assert f"at most {700 * 8 * seconds / 3.6e6:.3f} kWh" in text
+    assert "kWh" not in (trained_run / "README.md").read_text(), "unknown is left out"
+
+
 def test_a_card_of_a_hub_dataset_names_it_and_its_revision(
     trained_run: Path, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    for name in ("run.json", "train_results.json", "eval_results.json", "samples.md"):
-        (run / name).write_bytes((trained_run / name).read_bytes())
-    record = json.loads((run / "run.json").read_text())
-    for split in ("train", "validation"):
-        source = {"hub": "roneneldan/TinyStories", "commit": "f54c", "split": split}
-        record["dataset"][split]["source"] = source
-    (run / "run.json").write_text(json.dumps(record))
-    (run / "README.md").write_text(render_card(run))
-    card = ModelCard.load(run / "README.md")
+    def change(record: dict[str, Any]) -> None:
+        for split in ("train", "validation"):
+            source = {"hub": "roneneldan/TinyStories", "commit": "f54c", "split": split}
+            record["dataset"][split]["source"] = source
+
+    text = changed(trained_run, tmp_path / "hub", change)
+    (tmp_path / "README.md").write_text(text)
+    card = ModelCard.load(tmp_path / "README.md")
     assert card.data.datasets == ["roneneldan/TinyStories"]
-    assert "at revision `f54c`" in card.text
+    assert {result.dataset_revision for result in card.data.eval_results} == {"f54c"}
+    assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
+    assert "at revision `f54c`" in text
+
+
+def test_the_defects_of_a_dataset_stand_on_its_own_cards_alone(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    def trained_on(**source: str) -> Callable[[dict[str, Any]], None]:
+        def change(record: dict[str, Any]) -> None:
+            for split in ("train", "validation"):
+                record["dataset"][split]["source"] = {"commit": "f54c", **source}
+
+        return change
+
+    first = trained_on(hub="roneneldan/TinyStories", split="train")
+    second = trained_on(hub="roneneldan/TinyStories", file="TinyStoriesV2-GPT4-train.txt")
+    assert "6,601 of the 21,990" in changed(trained_run, tmp_path / "v1", first)
+    assert "6,601 of the 21,990" not in changed(trained_run, tmp_path / "v2", second)
 
 
 def test_the_template_is_at_the_top_of_the_checkout() -> None:

@@ -8,7 +8,14 @@ import pytest
 
 from tests.conftest import ROOT
 from tinystories_hf.errors import UserError
-from tinystories_hf.provenance import FILE, git_state, read_record, write_json
+from tinystories_hf.provenance import (
+    FILE,
+    git_state,
+    portable,
+    power_limit_watts,
+    read_record,
+    write_json,
+)
 
 
 def test_the_record_says_what_is_needed_to_repeat_the_run(trained_run: Path) -> None:
@@ -40,6 +47,28 @@ def test_the_commit_is_that_of_the_code_and_not_of_the_working_directory(
         ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
     )
     assert git_state()[0] == head.stdout.strip()
+
+
+def test_no_absolute_path_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert portable(str(tmp_path / "runs" / "xs")) == "runs/xs"
+    assert portable("/data/of/mine/stories.txt") == "stories.txt"
+    assert portable("~/stories.txt") == "stories.txt"
+    for kept in ("roneneldan/TinyStories", "../stories.txt", "runs/xs", 0.1, None, ["/a"]):
+        assert portable(kept) == kept
+
+
+def test_the_power_limit_is_what_the_driver_says_and_else_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert power_limit_watts() is None, "no such program"
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 700.00\necho 700.00\n")
+    program.chmod(0o755)
+    assert power_limit_watts() == 700
+    program.write_text("#!/bin/sh\necho '[N/A]'\n")
+    assert power_limit_watts() is None
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "{}", '{"sessions": [{}]}'])

@@ -14,7 +14,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, environment
-from tinystories_hf.arguments import parse_arguments, parse_generation_arguments
+from tinystories_hf.arguments import (
+    parse_arguments,
+    parse_generation_arguments,
+    parse_push_arguments,
+)
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
@@ -50,6 +54,8 @@ def test_a_command_of_the_readme_is_one_the_scripts_take(words: list[str]) -> No
     assert (ROOT / script).exists()
     if script == "scripts/generate.py":
         parse_generation_arguments(flags)
+    elif script == "scripts/push_to_hub.py":
+        parse_push_arguments(flags)
     elif "--help" not in flags:
         parse_arguments([str(ROOT / f) if f.startswith("configs/") else f for f in flags])
 
