@@ -438,15 +438,29 @@ def test_a_dry_run_shows_all_and_changes_nothing(run_script: Run, run_dir: Path)
     assert after == before
 
 
-def test_a_failed_push_ends_with_the_command_that_goes_on(
-    mine: LoopbackHub, run_script: Run, run_dir: Path
+def test_a_run_whose_push_fails_is_whole_and_names_the_command_that_publishes_it(
+    mine: LoopbackHub, run_script: Run, tiny_config: Path, tmp_path: Path
 ) -> None:
     mine.faults = [Fault("commit", status=403)]
     extra = {"HF_ENDPOINT": mine.url, "HF_TOKEN": TOKEN}
-    done = run_script("push_to_hub.py", "--model", str(run_dir), "--repo", REPO, **extra)
+    flags = ("--config", str(tiny_config), "--push_to_hub", "--hub_model_id", REPO)
+    done = run_script("train.py", *flags, **extra)
     assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
+    run_dir = tmp_path / "work" / "run"
+    assert read_record(run_dir).sessions[-1].status == "finished"
+    assert published(mine) == {}
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert "run is whole but not published to me/tiny: the Hub token may not write" in line
     command = line.partition("to publish it: python scripts/")[2].split()
     again = run_script(command[0], *command[1:], **extra)
     assert again.returncode == 0, again.stderr
     assert published(mine) == on_disk(run_dir)
+
+
+def test_a_hub_that_asks_for_too_long_a_wait_is_not_waited_for(
+    mine: LoopbackHub, client: list[float], run_dir: Path
+) -> None:
+    mine.faults = [Fault("commit", status=429, retry_after=3600)]
+    with pytest.raises(UserError, match="429"):
+        publish(run_dir, Destination(REPO))
+    assert client == []

@@ -54,6 +54,8 @@ OF_THE_HUB = {".gitattributes"}
 TRANSIENT_STATUS = (429, 500, 502, 503, 504)
 ATTEMPTS = 5
 FIRST_WAIT_SECONDS = 2.0
+# A Hub that asks for a longer wait than this is not waited for.
+MAX_WAIT_SECONDS = 600.0
 # While processes wait for the one that publishes, a checkpoint is tried no longer than this.
 CHECKPOINT_ATTEMPTS = 2
 # The clients wait for ever unless told otherwise.
@@ -349,7 +351,7 @@ def _ask(
 ) -> T:
     """Ask the Hub; what may pass by itself is tried again after a growing wait.
 
-    A wait that the Hub names (Retry-After) is kept to.
+    A wait that the Hub names (Retry-After) is kept to, unless it is longer than MAX_WAIT_SECONDS.
     """
     wait = FIRST_WAIT_SECONDS
     for number in range(1, attempts + 1):
@@ -358,9 +360,9 @@ def _ask(
             return request(HfApi())
         except Exception as error:
             passing, named = _is_transient(error)
-            if not passing or number == attempts:
-                raise
             seconds = wait if named is None else named
+            if not passing or number == attempts or seconds > MAX_WAIT_SECONDS:
+                raise
             print(
                 f"the Hub: {_reason(error)}; trying again in {seconds:.0f} s"
                 f" ({number} of {attempts - 1})",
