@@ -69,11 +69,22 @@ GIT_ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 @dataclass
 class Account:
-    """A user, and what the token that names it may do."""
+    """A user, and what the token that names it may do.
+
+    A fine-grained token may write to what `writable` names: owners and repositories.
+    """
 
     name: str = "me"
-    role: Literal["read", "write"] = "write"
+    role: Literal["read", "write", "fineGrained"] = "write"
     organizations: tuple[str, ...] = ()
+    writable: tuple[str, ...] = ()
+
+    def may_write(self, repo: str) -> bool:
+        """Tell whether the token may write to a repository."""
+        owner = repo.partition("/")[0]
+        if self.role == "fineGrained":
+            return owner in self.writable or repo in self.writable
+        return self.role == "write" and owner in (self.name, *self.organizations)
 
 
 @dataclass
@@ -340,12 +351,12 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
                 raise _RefusedError(401, "", "Invalid credentials in Authorization header")
             return hub.accounts.get(token)
 
-        def may_write(self, owner: str) -> None:
+        def may_write(self, repo: str) -> None:
             account = self.account()
             if account is None:
                 raise _RefusedError(401, "", "Invalid username or password.")
-            if account.role != "write" or owner not in (account.name, *account.organizations):
-                raise _RefusedError(403, "", f"You don't have the rights to write to {owner}")
+            if not account.may_write(repo):
+                raise _RefusedError(403, "", f"You don't have the rights to write to {repo}")
 
         def find(self, kind: str, repo: str, rev: str = "main") -> tuple[Repository, str]:
             found, account = hub.repositories.get((kind, repo)), self.account()
@@ -364,7 +375,13 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             account = self.account()
             if account is None:
                 raise _RefusedError(401, "", "Invalid username or password.")
-            token = {"displayName": "test", "role": account.role}
+            token: dict[str, Any] = {"displayName": "test", "role": account.role}
+            if account.role == "fineGrained":
+                scopes = [
+                    {"entity": {"name": name}, "permissions": ["repo.content.read", "repo.write"]}
+                    for name in account.writable
+                ]
+                token["fineGrained"] = {"global": [], "scoped": scopes}
             orgs = [{"name": name, "roleInOrg": "write"} for name in account.organizations]
             user = {"type": "user", "name": account.name, "orgs": orgs}
             return {**user, "auth": {"type": "access_token", "accessToken": token}}, {}, 200
@@ -375,7 +392,7 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
         def answer_create(self) -> Any:
             wanted, account = json.loads(self.body), self.account()
             owner = wanted.get("organization") or (account.name if account else "")
-            self.may_write(owner)
+            self.may_write(f"{owner}/{wanted['name']}")
             key = (wanted.get("type", "model") + "s", f"{owner}/{wanted['name']}")
             url = f"{hub.url}/{'' if key[0] == 'models' else key[0] + '/'}{key[1]}"
             if key in hub.repositories:
@@ -386,7 +403,7 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             return {"url": url, "name": key[1]}, {}, 200
 
         def answer_branch(self, kind: str, repo: str, rev: str) -> Any:
-            self.may_write(repo.partition("/")[0])
+            self.may_write(repo)
             start = json.loads(self.body or b"{}").get("startingPoint", "main")
             found, commit = self.find(kind, repo, start)
             if rev in found.branches:
@@ -410,7 +427,7 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             return [{"id": name, **words, **text} for name in found.history(commit)], {}, 200
 
         def answer_preupload(self, kind: str, repo: str, rev: str) -> Any:
-            self.may_write(repo.partition("/")[0])
+            self.may_write(repo)
             found, commit = self.find(kind, repo, rev)
             files = []
             for wanted in json.loads(self.body)["files"]:
@@ -423,7 +440,7 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             return {"files": files}, {}, 200
 
         def answer_lfs_batch(self, repo: str) -> Any:
-            self.may_write(repo.partition("/")[0])
+            self.may_write(repo)
             objects = []
             for wanted in json.loads(self.body)["objects"]:
                 oid = wanted["oid"]
@@ -453,7 +470,7 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             return self.ranged(content, {"ETag": f'"{oid}"'})
 
         def answer_commit(self, kind: str, repo: str, rev: str) -> Any:
-            self.may_write(repo.partition("/")[0])
+            self.may_write(repo)
             found, commit = self.find(kind, repo, rev)
             files = dict(found.commits[commit])
             for line in self.body.splitlines():
@@ -478,7 +495,7 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
         def answer_auth_check(self, kind: str, repo: str) -> Any:
             self.find(kind, repo)
             if self.path.endswith("/write"):
-                self.may_write(repo.partition("/")[0])
+                self.may_write(repo)
             return {}, {}, 200
 
         def answer_info(self, kind: str, repo: str, rev: str = "main") -> Any:

@@ -338,6 +338,16 @@ def test_a_run_may_go_on_in_its_own_repository_and_in_no_other(
         check_destination(wanted, run_dir, None)
 
 
+@pytest.mark.parametrize("writable", ["me", REPO])
+def test_a_token_for_this_repository_alone_is_enough(
+    mine: LoopbackHub, client: list[float], run_dir: Path, writable: str
+) -> None:
+    mine.accounts[TOKEN] = Account("me", role="fineGrained", writable=(writable,))
+    wanted = HubArguments(push_to_hub=True, hub_model_id=REPO)
+    publish(run_dir, check_destination(wanted, run_dir, None))
+    assert published(mine) == on_disk(run_dir)
+
+
 def test_a_branch_holds_the_run_alone(
     mine: LoopbackHub, client: list[float], run_dir: Path
 ) -> None:
@@ -375,6 +385,11 @@ REFUSALS = {
     "no token": ({}, (), "there is no Hub token; log in with `hf auth login`"),
     "unknown token": ({"HF_TOKEN": "hf_unknown"}, (), "does not accept the Hub token"),
     "read-only token": ({"HF_TOKEN": "hf_reader"}, (), "may only read"),
+    "token for another repository": (
+        {"HF_TOKEN": "hf_narrow"},
+        ("--hub_model_id", REPO),
+        "no `repo.write` for me/tiny",
+    ),
     "illegal name": ({"HF_TOKEN": TOKEN}, ("--hub_model_id", "me/a--b"), "is no legal name"),
     "somebody else's": ({"HF_TOKEN": TOKEN}, ("--hub_model_id", "you/tiny"), "no member of you"),
     "other content": ({"HF_TOKEN": TOKEN}, ("--hub_model_id", "me/taken"), "something else (a.txt"),
@@ -389,6 +404,7 @@ def test_a_run_that_could_not_be_published_is_not_started(
     mine: LoopbackHub, run_script: Run, tiny_config: Path, tmp_path: Path, case: str
 ) -> None:
     mine.accounts["hf_reader"] = Account("me", role="read")
+    mine.accounts["hf_narrow"] = Account("me", role="fineGrained", writable=("me/other",))
     mine.repositories["models", "me/taken"] = Repository({"a.txt": b"a"})
     extra, flags, message = REFUSALS[case]
     start = time.perf_counter()

@@ -95,7 +95,7 @@ def check_destination(
         repo_id = name if "/" in name else f"{account['name']}/{name}"
         _check_rights(account, repo_id)
         destination = Destination(repo_id, revision, hub.hub_private_repo, hub.hub_overwrite)
-        _ask(lambda api: api.create_repo(repo_id, private=destination.private, exist_ok=True))
+        _ask(lambda api: _create(api, destination))
         _ask(lambda api: api.auth_check(repo_id, write=True))
         _ask(lambda api: _check_content(api, destination, run_id, hub.hub_strategy != "end"))
     except errors.HFValidationError as error:
@@ -230,6 +230,12 @@ def _check_rights(account: dict[str, Any], repo_id: str) -> None:
         raise UserError(f"hub_model_id: {account['name']} may only read in {owner}")
 
 
+def _create(api: HfApi, destination: Destination) -> None:
+    # None leaves the choice to the Hub: an organization may make its repositories private.
+    private = True if destination.private else None
+    api.create_repo(destination.repo_id, private=private, exist_ok=True)
+
+
 def _check_content(
     api: HfApi, destination: Destination, run_id: str | None, with_steps: bool = False
 ) -> None:
@@ -289,7 +295,7 @@ def _commit(
     repo_id, revision = destination.repo_id, destination.revision
 
     def attempt(api: HfApi) -> None:
-        api.create_repo(repo_id, private=destination.private, exist_ok=True)
+        _create(api, destination)
         _check_content(api, destination, run_id)
         if revision != MAIN:
             # From the empty first commit: a branch from main would hold another model for a moment.
