@@ -23,7 +23,7 @@ from tests.test_stock_loading import load_stock
 from tinystories_hf import hub as publishing
 from tinystories_hf.arguments import HubArguments
 from tinystories_hf.errors import UserError
-from tinystories_hf.hub import Destination, check_destination, publish, staged_files
+from tinystories_hf.hub import Destination, Patience, check_destination, publish, staged_files
 from tinystories_hf.provenance import read_record
 
 TOKEN = "hf_KnownSecretValue0123456789abcdef"
@@ -243,7 +243,7 @@ def test_one_passing_fault_is_not_even_noticed(
     monkeypatch: pytest.MonkeyPatch,
     fault: str,
 ) -> None:
-    monkeypatch.setattr(publishing, "UPLOAD_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(publishing, "FOR_THE_MODEL", Patience(attempts=5, timeout=0.5))
     mine.faults = [Fault.parse(fault)]
     assert publish_until_it_succeeds(mine, run_dir) == 1
     assert not mine.faults, "it did happen"
@@ -259,7 +259,7 @@ def test_whatever_goes_wrong_the_push_ends_whole_or_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
     seed: int,
 ) -> None:
-    monkeypatch.setattr(publishing, "UPLOAD_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(publishing, "FOR_THE_MODEL", Patience(attempts=5, timeout=0.5))
     draw = random.Random(seed)
     whats = (*WHATS[:-1], "401", "403", "409", "slow=0.6")
     mine.faults = [

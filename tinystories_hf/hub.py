@@ -52,15 +52,28 @@ MAIN = "main"
 OF_THE_HUB = {".gitattributes"}
 
 TRANSIENT_STATUS = (429, 500, 502, 503, 504)
-ATTEMPTS = 5
 FIRST_WAIT_SECONDS = 2.0
 # A Hub that asks for a longer wait than this is not waited for.
 MAX_WAIT_SECONDS = 600.0
-# While processes wait for the one that publishes, a checkpoint is tried no longer than this.
-CHECKPOINT_ATTEMPTS = 2
-# The clients wait for ever unless told otherwise.
-CHECK_TIMEOUT_SECONDS = 8.0
-UPLOAD_TIMEOUT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often a request is made, and how long each read or write of it may take.
+
+    The clients wait for ever unless told otherwise, and make the parts of an upload up to six times
+    themselves.
+    """
+
+    attempts: int
+    timeout: float
+
+
+FOR_CHECKS = Patience(attempts=1, timeout=8.0)
+FOR_THE_MODEL = Patience(attempts=5, timeout=60.0)
+# Other processes wait meanwhile, for ten minutes where they speak over NCCL: 2 x (6 x 30 s and the
+# waits between, 23 s) stays below.
+FOR_A_CHECKPOINT = Patience(attempts=2, timeout=30.0)
 
 
 @dataclass(frozen=True)
@@ -120,8 +133,8 @@ def publish(run_dir: Path, destination: Destination) -> str:
     write_card(run_dir, destination.repo_id)
     message = f"Publish {run_dir.name} of tinystories_hf"
     try:
-        _commit(staged_files(run_dir), destination, record.run_id, message)
-        _publish_waiting(run_dir, destination, record.run_id, ATTEMPTS)
+        _commit(staged_files(run_dir), destination, record.run_id, message, FOR_THE_MODEL)
+        _publish_waiting(run_dir, destination, record.run_id, FOR_THE_MODEL)
     except Exception as error:
         reason = error if isinstance(error, UserError) else _explain(error, destination.repo_id)
         raise UserError(
@@ -146,7 +159,7 @@ def publish_checkpoint(
     shutil.copy2(run_dir / provenance.FILE, waiting)
     run_id = provenance.read_record(run_dir).run_id
     try:
-        _publish_waiting(run_dir, destination, run_id, CHECKPOINT_ATTEMPTS)
+        _publish_waiting(run_dir, destination, run_id, FOR_A_CHECKPOINT)
     except Exception as error:
         reason = error if isinstance(error, UserError) else _explain(error, destination.repo_id)
         print(f"not yet published: step-{step} ({reason}); tried again later", file=sys.stderr)
@@ -268,13 +281,15 @@ def _run_id_of(api: HfApi, repo_id: str, revision: str, names: set[str]) -> str 
             return ""
 
 
-def _publish_waiting(run_dir: Path, destination: Destination, run_id: str, attempts: int) -> None:
+def _publish_waiting(
+    run_dir: Path, destination: Destination, run_id: str, patience: Patience
+) -> None:
     """Publish the checkpoints that wait, oldest first; the copy of each goes when it is up."""
     folders = (run_dir / WAITING).glob("step-*")
     for folder in sorted(folders, key=lambda path: int(path.name.partition("-")[2])):
         branch = replace(destination, revision=folder.name)
         files = _matching(folder, (*MODEL_FILES, provenance.FILE))
-        _commit(files, branch, run_id, f"Publish {folder.name} of {run_dir.name}", attempts)
+        _commit(files, branch, run_id, f"Publish {folder.name} of {run_dir.name}", patience)
         shutil.rmtree(folder)
     if (run_dir / WAITING).is_dir() and not any((run_dir / WAITING).iterdir()):
         (run_dir / WAITING).rmdir()
@@ -285,7 +300,7 @@ def _commit(
     destination: Destination,
     run_id: str,
     message: str,
-    attempts: int = ATTEMPTS,
+    patience: Patience,
 ) -> None:
     """Make a revision hold these files by one commit; none where it holds them already.
 
@@ -314,7 +329,7 @@ def _commit(
         with _plain_uploads_where_there_is_no_xet(repo_id), _without_progress_bars():
             api.create_commit(repo_id, operations, commit_message=message, revision=revision)
 
-    _ask(attempt, attempts, UPLOAD_TIMEOUT_SECONDS)
+    _ask(attempt, patience)
 
 
 def _refuse_secrets(files: dict[str, Path]) -> None:
@@ -352,26 +367,24 @@ def _without_progress_bars() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _ask(
-    request: Callable[[HfApi], T], attempts: int = 1, timeout: float = CHECK_TIMEOUT_SECONDS
-) -> T:
+def _ask(request: Callable[[HfApi], T], patience: Patience = FOR_CHECKS) -> T:
     """Ask the Hub; what may pass by itself is tried again after a growing wait.
 
     A wait that the Hub names (Retry-After) is kept to, unless it is longer than MAX_WAIT_SECONDS.
     """
     wait = FIRST_WAIT_SECONDS
-    for number in range(1, attempts + 1):
-        get_session().timeout = timeout
+    for number in range(1, patience.attempts + 1):
+        get_session().timeout = patience.timeout
         try:
             return request(HfApi())
         except Exception as error:
             passing, named = _is_transient(error)
             seconds = wait if named is None else named
-            if not passing or number == attempts or seconds > MAX_WAIT_SECONDS:
+            if not passing or number == patience.attempts or seconds > MAX_WAIT_SECONDS:
                 raise
             print(
                 f"the Hub: {_reason(error)}; trying again in {seconds:.0f} s"
-                f" ({number} of {attempts - 1})",
+                f" ({number} of {patience.attempts - 1})",
                 file=sys.stderr,
             )
             time.sleep(seconds)
