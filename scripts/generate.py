@@ -13,7 +13,7 @@ from tinystories_hf.errors import report_user_errors
 
 def main() -> None:
     """Parse, load, tell."""
-    from tinystories_hf.arguments import parse_generation_arguments
+    from tinystories_hf.script_arguments import parse_generation_arguments
 
     asked = parse_generation_arguments(description=__doc__ or "")
     from tinystories_hf.generation import generate_stories, load_for_generation

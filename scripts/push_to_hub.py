@@ -6,8 +6,8 @@
 Log in with `hf auth login` first, or set HF_TOKEN. Pushing again uploads only what differs.
 """
 
-from tinystories_hf.arguments import parse_push_arguments
 from tinystories_hf.errors import report_user_errors
+from tinystories_hf.script_arguments import parse_push_arguments
 
 
 def main() -> None:

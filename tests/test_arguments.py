@@ -5,13 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tinystories_hf.arguments import (
-    GROUPS,
-    Arguments,
-    parse_arguments,
-    parse_generation_arguments,
-)
+from tinystories_hf.arguments import GROUPS, Arguments, parse_arguments
 from tinystories_hf.errors import UserError
+from tinystories_hf.script_arguments import parse_generation_arguments
 
 
 def parse(config: Path, *flags: str) -> Arguments:

@@ -23,7 +23,8 @@ from tests.test_stock_loading import load_stock
 from tinystories_hf import hub as publishing
 from tinystories_hf.arguments import HubArguments
 from tinystories_hf.errors import UserError
-from tinystories_hf.hub import Destination, Patience, check_destination, publish, staged_files
+from tinystories_hf.hub import Destination, check_destination, publish, staged_files
+from tinystories_hf.hub_client import Patience
 from tinystories_hf.provenance import read_record
 
 TOKEN = "hf_KnownSecretValue0123456789abcdef"

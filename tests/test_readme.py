@@ -14,11 +14,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, environment
-from tinystories_hf.arguments import (
-    parse_arguments,
-    parse_generation_arguments,
-    parse_push_arguments,
-)
+from tinystories_hf.arguments import parse_arguments
+from tinystories_hf.script_arguments import parse_generation_arguments, parse_push_arguments
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")

@@ -21,9 +21,7 @@ from tinystories_hf.training import (
     StoryTrainer,
     build_trainer_arguments,
     checkpoint_to_resume,
-    choose_precision,
     collate_rows,
-    device_type,
 )
 
 Parse = Callable[..., Arguments]
@@ -167,16 +165,6 @@ def test_the_final_loss_is_that_of_the_saved_weights_in_fp32(
         assert recorded["loss"] != pytest.approx(measure(), rel=1e-6), "bf16 would show"
 
 
-def test_a_build_for_gpus_on_a_machine_without_one_trains_on_the_cpu(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def of_a_cuda_build(check_available: bool = False) -> torch.device | None:
-        return None if check_available else torch.device("cuda")
-
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", of_a_cuda_build)
-    assert device_type() == "cpu"
-
-
 def test_a_directory_with_another_run_is_refused(tiny_arguments: Parse, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert checkpoint_to_resume(tiny_arguments().training) is None
@@ -200,30 +188,6 @@ def test_resuming_needs_a_checkpoint(tiny_arguments: Parse, tmp_path: Path) -> N
     file.write_text("")
     with pytest.raises(UserError, match="is a file"):
         checkpoint_to_resume(tiny_arguments("--output_dir", str(file)).training)
-
-
-@pytest.mark.parametrize(
-    ("asked", "launcher", "hardware", "expected"),
-    [
-        ("true", "no", False, "bf16"),
-        ("false", "bf16", True, "no"),
-        ("auto", "no", True, "bf16"),
-        ("auto", "no", False, "no"),
-        ("auto", "fp16", True, "fp16"),
-        ("auto", "bf16", False, "bf16"),
-    ],
-)
-def test_precision_is_what_is_asked_for_then_the_launchers_then_the_hardwares(
-    tiny_arguments: Parse,
-    monkeypatch: pytest.MonkeyPatch,
-    asked: str,
-    launcher: str,
-    hardware: bool,
-    expected: str,
-) -> None:
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
-    monkeypatch.setattr("tinystories_hf.training.hardware_has_bf16", lambda: hardware)
-    assert choose_precision(tiny_arguments("--bf16", asked).training) == expected
 
 
 def test_an_unknown_tracker_is_an_error(tiny_arguments: Parse) -> None:

@@ -11,21 +11,13 @@ import shlex
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors
 from huggingface_hub.utils import (
-    are_progress_bars_disabled,
-    build_hf_headers,
-    disable_progress_bars,
-    enable_progress_bars,
-    get_session,
     validate_repo_id,
 )
 
@@ -33,8 +25,15 @@ from tinystories_hf import provenance
 from tinystories_hf.arguments import HubArguments
 from tinystories_hf.card import CARD_FILE, render_card, write_card
 from tinystories_hf.errors import UserError
-
-T = TypeVar("T")
+from tinystories_hf.hub_client import (
+    FOR_A_CHECKPOINT,
+    FOR_THE_MODEL,
+    Patience,
+    ask,
+    explain,
+    plain_uploads_where_there_is_no_xet,
+    without_progress_bars,
+)
 
 # All that a model folder publishes; what is not named (optimizer state, pickles, caches) stays.
 MODEL_FILES = (
@@ -50,30 +49,6 @@ WAITING = "unpublished"
 MAIN = "main"
 # Written by the Hub itself into each repository.
 OF_THE_HUB = {".gitattributes"}
-
-TRANSIENT_STATUS = (429, 500, 502, 503, 504)
-FIRST_WAIT_SECONDS = 2.0
-# A Hub that asks for a longer wait than this is not waited for.
-MAX_WAIT_SECONDS = 600.0
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How often a request is made, and how long each read or write of it may take.
-
-    The clients wait for ever unless told otherwise, and make the parts of an upload up to six times
-    themselves.
-    """
-
-    attempts: int
-    timeout: float
-
-
-FOR_CHECKS = Patience(attempts=1, timeout=8.0)
-FOR_THE_MODEL = Patience(attempts=5, timeout=60.0)
-# Other processes wait meanwhile, for ten minutes where they speak over NCCL: 2 x (6 x 30 s and the
-# waits between, 23 s) stays below.
-FOR_A_CHECKPOINT = Patience(attempts=2, timeout=30.0)
 
 
 @dataclass(frozen=True)
@@ -104,19 +79,19 @@ def check_destination(
     name = hub.hub_model_id or run_dir.name
     try:
         validate_repo_id(name)
-        account = _ask(lambda api: api.whoami())
+        account = ask(lambda api: api.whoami())
         repo_id = name if "/" in name else f"{account['name']}/{name}"
         _check_rights(account, repo_id)
         destination = Destination(repo_id, revision, hub.hub_private_repo, hub.hub_overwrite)
-        _ask(lambda api: _create(api, destination))
-        _ask(lambda api: api.auth_check(repo_id, write=True))
-        _ask(lambda api: _check_content(api, destination, run_id, hub.hub_strategy != "end"))
+        ask(lambda api: _create(api, destination))
+        ask(lambda api: api.auth_check(repo_id, write=True))
+        ask(lambda api: _check_content(api, destination, run_id, hub.hub_strategy != "end"))
     except errors.HFValidationError as error:
         raise UserError(f"hub_model_id: {name!r} is no legal name: {error}") from error
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"push_to_hub: {_explain(error, name)}") from error
+        raise UserError(f"push_to_hub: {explain(error, name)}") from error
     return destination
 
 
@@ -136,7 +111,7 @@ def publish(run_dir: Path, destination: Destination) -> str:
         _commit(staged_files(run_dir), destination, record.run_id, message, FOR_THE_MODEL)
         _publish_waiting(run_dir, destination, record.run_id, FOR_THE_MODEL)
     except Exception as error:
-        reason = error if isinstance(error, UserError) else _explain(error, destination.repo_id)
+        reason = error if isinstance(error, UserError) else explain(error, destination.repo_id)
         raise UserError(
             f"{run_dir} is whole but not published to {destination}: {reason}; to publish it:"
             f" {retry_command(run_dir, destination)}"
@@ -161,7 +136,7 @@ def publish_checkpoint(
     try:
         _publish_waiting(run_dir, destination, run_id, FOR_A_CHECKPOINT)
     except Exception as error:
-        reason = error if isinstance(error, UserError) else _explain(error, destination.repo_id)
+        reason = error if isinstance(error, UserError) else explain(error, destination.repo_id)
         print(f"not yet published: step-{step} ({reason}); tried again later", file=sys.stderr)
 
 
@@ -326,10 +301,10 @@ def _commit(
                 CommitOperationDelete(path_in_repo=name)
                 for name in sorted(present - set(files) - OF_THE_HUB)
             ]
-        with _plain_uploads_where_there_is_no_xet(repo_id), _without_progress_bars():
+        with plain_uploads_where_there_is_no_xet(repo_id), without_progress_bars():
             api.create_commit(repo_id, operations, commit_message=message, revision=revision)
 
-    _ask(attempt, patience)
+    ask(attempt, patience)
 
 
 def _refuse_secrets(files: dict[str, Path]) -> None:
@@ -337,107 +312,3 @@ def _refuse_secrets(files: dict[str, Path]) -> None:
     for name, path in files.items():
         if token and token.encode() in path.read_bytes():
             raise UserError(f"{path} holds your Hub token; remove it from {name} first")
-
-
-@contextmanager
-def _plain_uploads_where_there_is_no_xet(repo_id: str) -> Iterator[None]:
-    """Upload over plain HTTP to a Hub without Xet storage, such as a mirror.
-
-    The client takes Xet whenever the package is installed, and fails where the Hub has none.
-    """
-    had = constants.HF_HUB_DISABLE_XET
-    if not had:
-        url = f"{constants.ENDPOINT}/api/models/{repo_id}/xet-write-token/{MAIN}"
-        answer = get_session().get(url, headers=build_hf_headers())
-        constants.HF_HUB_DISABLE_XET = answer.status_code == 404
-    try:
-        yield
-    finally:
-        constants.HF_HUB_DISABLE_XET = had
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    shown = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            enable_progress_bars()
-
-
-def _ask(request: Callable[[HfApi], T], patience: Patience = FOR_CHECKS) -> T:
-    """Ask the Hub; what may pass by itself is tried again after a growing wait.
-
-    A wait that the Hub names (Retry-After) is kept to, unless it is longer than MAX_WAIT_SECONDS.
-    """
-    wait = FIRST_WAIT_SECONDS
-    for number in range(1, patience.attempts + 1):
-        get_session().timeout = patience.timeout
-        try:
-            return request(HfApi())
-        except Exception as error:
-            passing, named = _is_transient(error)
-            seconds = wait if named is None else named
-            if not passing or number == patience.attempts or seconds > MAX_WAIT_SECONDS:
-                raise
-            print(
-                f"the Hub: {_reason(error)}; trying again in {seconds:.0f} s"
-                f" ({number} of {patience.attempts - 1})",
-                file=sys.stderr,
-            )
-            time.sleep(seconds)
-            wait *= 2
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _is_transient(error: Exception) -> tuple[bool, float | None]:
-    """Tell whether an error may pass by itself, and how long the Hub asks to wait."""
-    for cause in _chain(error):
-        if isinstance(cause, UserError):
-            return False, None
-        if isinstance(cause, errors.HfHubHTTPError):
-            named = cause.response.headers.get("Retry-After", "")
-            seconds = float(named) if named.isdigit() else None
-            return cause.response.status_code in TRANSIENT_STATUS, seconds
-        # The transport's own errors, by name: the client's library changes with its version. An
-        # answer that is no JSON comes from a proxy in between.
-        names = {kind.__name__ for kind in type(cause).__mro__}
-        if names & {"TransportError", "JSONDecodeError"}:
-            return True, None
-    return False, None
-
-
-def _explain(error: Exception, repo_id: str) -> str:
-    """Say in one sentence what went wrong, and what to do."""
-    status = None
-    for cause in _chain(error):
-        if isinstance(cause, errors.LocalTokenNotFoundError):
-            return "there is no Hub token; log in with `hf auth login`, or set HF_TOKEN"
-        if isinstance(cause, errors.HfHubHTTPError):
-            status = cause.response.status_code
-            break
-    if status == 401:
-        return f"{constants.ENDPOINT} does not accept the Hub token; log in with `hf auth login`"
-    if status == 403:
-        return f"the Hub token may not write to {repo_id} ({_reason(error)})"
-    if status is None and _is_transient(error)[0]:
-        return f"could not reach {constants.ENDPOINT} ({_reason(error)})"
-    return _reason(error)
-
-
-def _reason(error: BaseException) -> str:
-    """Return the first line of the error that lies deepest, without the token."""
-    deepest = list(_chain(error))[-1]
-    known = [cause for cause in _chain(error) if isinstance(cause, errors.HfHubHTTPError)]
-    text = str(known[0] if known else deepest).strip().partition("\n")[0]
-    token = huggingface_hub.get_token()
-    text = text.replace(token, "***") if token else text
-    return text or type(deepest).__name__
