@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from tests.loopback_hub import LoopbackHub
+from tests.loopback_state import Account
+from tests.publishing import TOKEN
 from tinystories_hf.arguments import Arguments, parse_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -174,3 +179,28 @@ def hub() -> Iterator[LoopbackHub]:
     """Serve an empty Hub on loopback."""
     with LoopbackHub() as server:
         yield server
+
+
+@pytest.fixture
+def mine(hub: LoopbackHub) -> LoopbackHub:
+    """Return a Hub on which TOKEN may write as `me`."""
+    hub.accounts[TOKEN] = Account("me", organizations=("us",))
+    return hub
+
+
+@pytest.fixture
+def client(mine: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Point this process at the Hub; waits take no time, and are listed."""
+    waits: list[float] = []
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, mine.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", mine.url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(time, "sleep", waits.append)
+    return waits
+
+
+@pytest.fixture
+def run_dir(trained_run: Path, tmp_path: Path) -> Path:
+    """Return a copy of the trained run, to be published."""
+    return Path(shutil.copytree(trained_run, tmp_path / "run"))

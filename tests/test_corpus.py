@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.loopback_hub import LoopbackHub, Repository
+from tests.loopback_hub import LoopbackHub
+from tests.loopback_state import Repository
 from tinystories_hf import corpus
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.corpus import Split, hold_out, open_corpus, read_text

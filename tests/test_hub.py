@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import shutil
 import subprocess
@@ -14,65 +13,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import environment, train_tiny
-from tests.loopback_hub import Account, Fault, LoopbackHub, Repository
+from tests.loopback_hub import LoopbackHub
+from tests.loopback_state import Account, Fault, Repository
+from tests.publishing import REPO, TOKEN, everything, on_disk, published
 from tests.test_stock_loading import load_stock
 from tinystories_hf import hub as publishing
 from tinystories_hf.arguments import HubArguments
 from tinystories_hf.errors import UserError
 from tinystories_hf.hub import Destination, check_destination, publish, staged_files
-from tinystories_hf.hub_client import Patience
 from tinystories_hf.provenance import read_record
 
-TOKEN = "hf_KnownSecretValue0123456789abcdef"
-REPO = "me/tiny"
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def mine(hub: LoopbackHub) -> LoopbackHub:
-    """Return a Hub on which TOKEN may write as `me`."""
-    hub.accounts[TOKEN] = Account("me", organizations=("us",))
-    return hub
-
-
-@pytest.fixture
-def client(mine: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Point this process at the Hub; waits take no time, and are listed."""
-    waits: list[float] = []
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, mine.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "ENDPOINT", mine.url)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(time, "sleep", waits.append)
-    return waits
-
-
-@pytest.fixture
-def run_dir(trained_run: Path, tmp_path: Path) -> Path:
-    """Return a copy of the trained run, to be published."""
-    return Path(shutil.copytree(trained_run, tmp_path / "run"))
-
-
-def published(hub: LoopbackHub, revision: str = "main") -> dict[str, bytes]:
-    files = hub.repositories["models", REPO].at(revision)
-    return {name: content for name, content in files.items() if name != ".gitattributes"}
-
-
-def on_disk(run_dir: Path) -> dict[str, bytes]:
-    return {name: path.read_bytes() for name, path in staged_files(run_dir).items()}
-
-
-def everything(hub: LoopbackHub) -> list[bytes]:
-    """Return all that the server ever stored."""
-    commits = [files for found in hub.repositories.values() for files in found.commits.values()]
-    return [
-        *hub.large_files.values(),
-        *(content for files in commits for content in files.values()),
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -210,92 +165,6 @@ def test_pushing_again_uploads_only_what_differs(
     (run_dir / "samples.md").write_text("# Samples\n\n## Step 20\n\n> **Once** there was.\n")
     publish(run_dir, Destination(REPO))
     assert sorted(mine.uploads) == ["README.md", "samples.md"]
-    assert published(mine) == on_disk(run_dir)
-
-
-WHATS = ("429", "429=3", "500", "502", "503", "drop=100", "drop=0", "lost", "slow=1")
-REQUESTS = ("validate", "preupload", "lfs-batch", "lfs-upload", "lfs-verify", "commit", "refs")
-ONES = ("429=3", "500", "503", "drop=100", "lost", "slow=1")
-SINGLE = [f"{request}:1:{what}" for request in REQUESTS for what in ONES]
-
-
-def publish_until_it_succeeds(mine: LoopbackHub, run_dir: Path, pushes: int = 4) -> int:
-    """Publish as a user would, again and again; `main` is whole or untouched after each."""
-    for number in range(1, pushes + 1):
-        said = ""
-        try:
-            publish(run_dir, Destination(REPO))
-        except UserError as error:
-            said = str(error)
-        there = published(mine) if ("models", REPO) in mine.repositories else {}
-        if not said:
-            assert there == on_disk(run_dir)
-            return number
-        assert "to publish it: python scripts/push_to_hub.py --model" in said
-        assert there in ({}, on_disk(run_dir))
-    raise AssertionError(f"not published after {pushes} pushes")
-
-
-@pytest.mark.parametrize("fault", SINGLE)
-def test_one_passing_fault_is_not_even_noticed(
-    mine: LoopbackHub,
-    client: list[float],
-    run_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    fault: str,
-) -> None:
-    monkeypatch.setattr(publishing, "FOR_THE_MODEL", Patience(attempts=5, timeout=0.5))
-    mine.faults = [Fault.parse(fault)]
-    assert publish_until_it_succeeds(mine, run_dir) == 1
-    assert not mine.faults, "it did happen"
-    if fault.endswith("429=3"):
-        assert any(3 <= wait <= 4 for wait in client), "the wait that the Hub named"
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_whatever_goes_wrong_the_push_ends_whole_or_says_how_to_go_on(
-    mine: LoopbackHub,
-    client: list[float],
-    run_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    seed: int,
-) -> None:
-    monkeypatch.setattr(publishing, "FOR_THE_MODEL", Patience(attempts=5, timeout=0.5))
-    draw = random.Random(seed)
-    whats = (*WHATS[:-1], "401", "403", "409", "slow=0.6")
-    mine.faults = [
-        Fault.parse(f"{draw.choice(REQUESTS)}:{draw.randrange(1, 4)}:{draw.choice(whats)}")
-        for _ in range(draw.randrange(2, 12))
-    ]
-    before = on_disk(run_dir)
-    publish_until_it_succeeds(mine, run_dir, pushes=12)
-    assert {name for name in before if before[name] != on_disk(run_dir)[name]} <= {"README.md"}
-
-
-@pytest.mark.parametrize("status", [401, 403, 409])
-def test_what_does_not_pass_is_not_tried_again(
-    mine: LoopbackHub, client: list[float], run_dir: Path, status: int
-) -> None:
-    mine.faults = [Fault("commit", status=status)]
-    with pytest.raises(UserError, match="is whole but not published"):
-        publish(run_dir, Destination(REPO))
-    assert client == []
-    publish(run_dir, Destination(REPO))
-    assert published(mine) == on_disk(run_dir)
-
-
-def test_a_hub_that_is_gone_is_told_and_the_retry_publishes(
-    mine: LoopbackHub, client: list[float], run_dir: Path
-) -> None:
-    mine.stop()
-    before = on_disk(run_dir)
-    with pytest.raises(UserError, match=r"could not reach http://127\.0\.0\.1") as caught:
-        publish(run_dir, Destination(REPO))
-    assert "\n" not in str(caught.value)
-    assert 10 < sum(client) < 300, "it did try for a while"
-    assert {name for name in before if before[name] != on_disk(run_dir)[name]} <= {"README.md"}
-    mine.start()
-    publish(run_dir, Destination(REPO))
     assert published(mine) == on_disk(run_dir)
 
 
@@ -472,12 +341,3 @@ def test_a_run_whose_push_fails_is_whole_and_names_the_command_that_publishes_it
     again = run_script(command[0], *command[1:], **extra)
     assert again.returncode == 0, again.stderr
     assert published(mine) == on_disk(run_dir)
-
-
-def test_a_hub_that_asks_for_too_long_a_wait_is_not_waited_for(
-    mine: LoopbackHub, client: list[float], run_dir: Path
-) -> None:
-    mine.faults = [Fault("commit", status=429, retry_after=3600)]
-    with pytest.raises(UserError, match="429"):
-        publish(run_dir, Destination(REPO))
-    assert client == []

@@ -18,7 +18,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import LAUNCH, ROOT, environment
-from tests.loopback_hub import Account, LoopbackHub, Repository
+from tests.loopback_hub import LoopbackHub
+from tests.loopback_state import Account, Repository
 from tests.test_stock_loading import load_stock
 from tinystories_hf.arguments import parse_arguments
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from tests.loopback_hub import LoopbackHub, Repository
+from tests.loopback_hub import LoopbackHub
+from tests.loopback_state import Repository
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.errors import UserError
 from tinystories_hf.tokenizer import (
