@@ -20,6 +20,12 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "xs.yaml"
 
 
+FLASH_REFUSED = (
+    "Transformers' flash_attention_2 for GPT-Neo drops the window of the local layers, so that"
+    " every position past it is wrong"
+)
+
+
 def _positive(owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
@@ -59,8 +65,14 @@ class ModelArguments:
     resid_dropout: float = option("dropout on what each sublayer adds to the residual", 0.0)
     layer_norm_epsilon: float = option("epsilon of the layer norms", 1e-5)
     initializer_range: float = option("standard deviation of initial weights", 0.02)
+    attn_implementation: str = option("sdpa (fast) or eager (stock); the same numbers", "sdpa")
 
     def __post_init__(self) -> None:
+        if self.attn_implementation not in ("sdpa", "eager"):
+            why = f"; {FLASH_REFUSED}" if "flash" in self.attn_implementation else ""
+            raise UserError(
+                f"attn_implementation must be sdpa or eager, got {self.attn_implementation}{why}"
+            )
         _positive(
             self,
             "hidden_size",
@@ -189,6 +201,9 @@ class TrainingArguments:
     adam_epsilon: float = option("AdamW epsilon", 1e-8)
     max_grad_norm: float = option("gradient clipping; 0 switches it off", 1.0)
     bf16: bool | Literal["auto"] = option("bf16 autocast; auto: where the hardware has it", "auto")
+    torch_compile: bool | Literal["auto"] = option(
+        "compile the blocks for training; auto: on a GPU, where it pays", "auto"
+    )
     seed: int = option("seed of initial weights, dropout and samples", 42)
     data_seed: int | None = option("seed of the order of rows; null is `seed`", None)
     logging_steps: float = option("log every so many steps", 10.0)

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from tinystories_hf.arguments import GenerationArguments
 from tinystories_hf.errors import UserError
+from tinystories_hf.modeling import load_model
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def load_for_generation(
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision)
+        model = load_model(name, revision)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"model: cannot load {name}: {reason}") from error

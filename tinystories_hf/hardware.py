@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 
@@ -32,6 +34,32 @@ def hardware_has_bf16() -> bool:
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return kind == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def hardware_has_tf32() -> bool:
+    """Tell whether fp32 matrix products may be rounded to TF32, several times as fast."""
+    return device_type() == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute fp32 in fp32, whatever training allows itself."""
+    backends: Any = torch.backends  # whose types do not know fp32_precision
+    before = backends.fp32_precision
+    backends.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        backends.fp32_precision = before
+
+
+def compiles(training: TrainingArguments) -> bool:
+    """Tell whether the blocks are to be compiled for training.
+
+    On the CPU it does not pay: 4% of a step of XS, for 40 s at the start (docs/benchmarks.md).
+    """
+    asked = training.torch_compile
+    return device_type() == "cuda" if asked == "auto" else asked
 
 
 def device_type() -> str:

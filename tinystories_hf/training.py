@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import RandomSampler
-from transformers import GPTNeoForCausalLM, Trainer, set_seed
+from transformers import Trainer, set_seed
 from transformers import TrainingArguments as TrainerArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
@@ -36,8 +36,14 @@ from tinystories_hf.data import PreparedData, prepare, token_stream
 from tinystories_hf.errors import UserError
 from tinystories_hf.evaluation.loss import TokenLoss, token_loss
 from tinystories_hf.evaluation.plots import plot_loss
-from tinystories_hf.hardware import choose_precision, device_type, use_threads
-from tinystories_hf.modeling import build_model, count_parameters
+from tinystories_hf.hardware import (
+    choose_precision,
+    compiles,
+    device_type,
+    hardware_has_tf32,
+    use_threads,
+)
+from tinystories_hf.modeling import GPTNeoForCausalLM, build_model, count_parameters
 
 LOSS_PLOT = "loss.png"
 
@@ -60,6 +66,8 @@ def train(arguments: Arguments) -> dict[str, float]:
 
     set_seed(arguments.training.seed)
     model = build_model(arguments.model, prepared.tokenizer, arguments.data.context_length)
+    if compiles(arguments.training):
+        model.compile_training()
     trainer = build_trainer(arguments, plan, trainer_arguments, prepared, model)
     if destination and arguments.hub.hub_strategy == "checkpoint-revisions":
         trainer.add_callback(PublishCheckpoints(destination, trainer.clock_stopped))
@@ -150,6 +158,7 @@ def build_trainer_arguments(training: TrainingArguments, plan: BatchPlan) -> Tra
         max_grad_norm=training.max_grad_norm,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
+        tf32=hardware_has_tf32() or None,
         seed=training.seed,
         data_seed=training.seed if training.data_seed is None else training.data_seed,
         logging_steps=training.logging_steps,
@@ -313,10 +322,9 @@ def finish_run(
     """Save the model, measure its final loss and complete the run directory."""
     run_dir = Path(arguments.training.output_dir)
     trainer.save_model()
-    # accelerate has put its autocast into the model's own forward; what is published is fp32.
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    # What is published is fp32: without the autocast that accelerate has put into the model.
     loss = token_loss(
-        model,
+        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False),
         token_stream(prepared, "validation"),
         prepared.manifest.validation.bytes,
         context_length=arguments.data.context_length,

@@ -17,6 +17,9 @@ from accelerate.utils import gather_object
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from tinystories_hf.hardware import full_precision
+from tinystories_hf.modeling import GPTNeoForCausalLM
+
 PROTOCOL = "packed stream, windows of the context length, fp32, every token counted once"
 
 
@@ -80,11 +83,16 @@ def token_loss(
 
 
 @torch.inference_mode()
+@full_precision()
 def _nats(
     model: PreTrainedModel, rows: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]
 ) -> float:
     """Return the summed negative log-likelihood of the labels; the sum is taken in float64."""
-    logits = model(torch.from_numpy(rows).to(model.device), use_cache=False).logits.float()
+    input_ids = torch.from_numpy(rows).to(model.device)
     targets = torch.from_numpy(labels).to(model.device)
-    nats = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-    return float(nats.cpu().double().sum())
+    if isinstance(model, GPTNeoForCausalLM):
+        nats = model.token_losses(input_ids, targets)
+    else:
+        logits = model(input_ids, use_cache=False).logits.float()
+        nats = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return float(nats.double().sum())
