@@ -12,9 +12,10 @@ from tinystories_hf.errors import UserError
 @pytest.mark.parametrize(
     ("total", "processes", "per_device", "plan"),
     [
-        (80, 1, "null", BatchPlan(80, 1, 16, 5)),
+        (80, 1, "null", BatchPlan(80, 1, 80, 1)),
+        (1280, 1, "null", BatchPlan(1280, 1, 128, 10)),
         (80, 8, "null", BatchPlan(80, 8, 10, 1)),
-        (80, 1, "80", BatchPlan(80, 1, 80, 1)),
+        (80, 1, "16", BatchPlan(80, 1, 16, 5)),
         (1280, 4, "20", BatchPlan(1280, 4, 20, 16)),
         (7, 1, "null", BatchPlan(7, 1, 7, 1)),
     ],

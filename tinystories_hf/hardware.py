@@ -77,7 +77,7 @@ def use_threads() -> None:
     idle where there is no GPU; any other value is somebody's choice and stays.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    if device_type() != "cpu" or not launched or os.environ.get("OMP_NUM_THREADS", "1") != "1":
+    if device_type() != "cpu" or not launched or os.environ.get("OMP_NUM_THREADS") != "1":
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
