@@ -11,8 +11,9 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from tinystories_hf.arguments import GenerationArguments
+from tinystories_hf.decoding import decode, uniform_draws
 from tinystories_hf.errors import UserError
-from tinystories_hf.modeling import load_model
+from tinystories_hf.modeling import GPTNeoForCausalLM, load_model
 
 
 @dataclass(frozen=True)
@@ -55,31 +56,57 @@ def generate_stories(
 ) -> list[Story]:
     """Tell `num_return_sequences` stories for each prompt, in the order of the prompts.
 
-    The same model, settings and machine give the same stories; torch's own generators and the
-    model's mode are left as they were found.
+    The same model and settings give the same stories; torch's own generators and the model's mode
+    are left as they were found. A GPT-Neo tells the same stories whatever the batch size, up to the
+    rounding of its matrix products; other architectures go through `generate`, where the batch size
+    decides on the draws.
 
     Raises:
         UserError: a prompt is empty or leaves no room in the context.
     """
     settings = settings or GenerationArguments()
     context = context_length(model)
-    asked = [prompt for prompt in prompts for _ in range(settings.num_return_sequences)]
-    per_call = 1
-    if settings.searches:
-        asked, per_call = list(prompts), settings.num_return_sequences
-    for prompt in prompts:
-        length = len(tokenizer(prompt).input_ids)
-        if not 0 < length < context:
+    encoded = [tokenizer(prompt).input_ids for prompt in prompts]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if not 0 < len(ids) < context:
             raise UserError(
-                f"the prompt {prompt[:40]!r} has {length} tokens; it needs at least 1 and fewer"
+                f"the prompt {prompt[:40]!r} has {len(ids)} tokens; it needs at least 1 and fewer"
                 f" than the context of {context}"
             )
+    if isinstance(model, GPTNeoForCausalLM) and settings.num_beams == 1:
+        ours = [ids for ids in encoded for _ in range(settings.num_return_sequences)]
+        with _evaluating(model):
+            told = _in_batches(model, ours, settings, context)
+        asked = [prompt for prompt in prompts for _ in range(settings.num_return_sequences)]
+        return [_story(*pair, tokenizer) for pair in zip(asked, told, strict=True)]
+    asked, per_call = list(prompts), settings.num_return_sequences
+    if not settings.searches:
+        asked, per_call = [prompt for prompt in prompts for _ in range(per_call)], 1
     stories: list[Story] = []
-    with _seeded(model, settings.seed):
+    with _evaluating(model), _seeded(model, settings.seed):
         for start in range(0, len(asked), settings.batch_size):
             batch = asked[start : start + settings.batch_size]
             stories += _tell(model, tokenizer, batch, settings, context, per_call)
     return stories
+
+
+def _in_batches(
+    model: GPTNeoForCausalLM,
+    prompts: list[list[int]],
+    settings: GenerationArguments,
+    context: int,
+) -> list[list[int]]:
+    """Return the continuation of each prompt; those of one length share a batch."""
+    told: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda story: len(prompts[story]))
+    for start in range(0, len(order), settings.batch_size):
+        batch = order[start : start + settings.batch_size]
+        steps = min(context, settings.max_new_tokens or context)
+        draws = uniform_draws(settings.seed, batch, steps)
+        stories = decode(model, [prompts[story] for story in batch], draws, settings, context)
+        for story, ids in zip(batch, stories, strict=True):
+            told[story] = ids
+    return told
 
 
 def context_length(model: PreTrainedModel) -> int:
@@ -89,18 +116,23 @@ def context_length(model: PreTrainedModel) -> int:
 
 
 @contextmanager
-def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
     on_cpu = model.device.type == "cpu"
     devices = [] if on_cpu else [model.device.index or 0]
-    model.eval()
     with torch.random.fork_rng(devices, device_type="cuda" if on_cpu else model.device.type):
         torch.manual_seed(seed)
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            model.train(training)
+        yield
 
 
 def _tell(
