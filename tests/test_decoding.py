@@ -37,22 +37,31 @@ def tell(model: GPTNeoForCausalLM, asked: list[list[int]], **settings: float) ->
 
 def test_tokens_are_drawn_with_their_probability() -> None:
     generator = torch.Generator().manual_seed(2)
-    logits = torch.randn(1, 200, generator=generator) * 3
-    logits[0, 7] = -torch.inf
+    logits = torch.randn(1, 700, generator=generator) * 3
+    logits[0, 7] = logits[0, 255] = -torch.inf
     stories = 200_000
     draws = torch.rand(stories, generator=generator, dtype=torch.float64)
     for temperature in (1.0, 0.5):
         settings = GenerationArguments(temperature=temperature)
         chosen = choose_tokens(logits.expand(stories, -1), draws, settings)
         expected = (logits[0].double() / temperature).softmax(-1) * stories
-        found = torch.bincount(chosen, minlength=200)
-        assert found[7] == 0
+        found = torch.bincount(chosen, minlength=700)
+        assert found[7] == found[255] == 0
         common = expected > 10
         squares = ((found - expected)[common] ** 2 / expected[common]).sum()
         degrees = int(common.sum()) - 1
         assert squares < degrees + 5 * (2 * degrees) ** 0.5
         other = (logits[0].double() / (temperature * 1.05)).softmax(-1) * stories
         assert ((found - other)[common] ** 2 / other[common]).sum() > 3 * degrees, "it can fail"
+
+
+def test_draws_at_the_edges_find_a_token_that_can_be_drawn() -> None:
+    edges = torch.tensor([0.0, 1 - 2**-53, 0.5], dtype=torch.float64)
+    for size, possible in ((1, 0), (256, 255), (257, 256), (600, 300)):
+        logits = torch.full((3, size), -torch.inf)
+        logits[:, possible] = 0.0
+        chosen = choose_tokens(logits, edges, GenerationArguments())
+        assert chosen.tolist() == [possible] * 3
 
 
 def test_the_likeliest_are_kept_as_top_k_and_top_p_say() -> None:

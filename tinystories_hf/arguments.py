@@ -288,7 +288,7 @@ class GenerationArguments:
     top_p: float = option("sample among the likeliest tokens of this total probability", 1.0)
     num_beams: int = option("beams; more than 1 searches instead of sampling", 1)
     seed: int = option("seed of the samples", 42)
-    batch_size: int = option("stories told at once", 16)
+    batch_size: int = option("stories told at once", 64)
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "num_return_sequences", "num_beams", "batch_size"):

@@ -17,6 +17,8 @@ from tinystories_hf.modeling import GPTNeoForCausalLM
 
 # Ended stories are taken out of the batch, by copying its cache, when they are this share of it.
 SHARE_TO_LEAVE = 1 / 8
+# Tokens that are cumulated together when one is drawn.
+BLOCK = 256
 
 
 def uniform_draws(seed: int, stories: Sequence[int], steps: int) -> torch.Tensor:
@@ -30,20 +32,42 @@ def choose_tokens(
 ) -> torch.Tensor:
     """Return the next token of each story, (stories,), from logits (stories, vocabulary).
 
-    Where the draw falls in the cumulated probabilities: one number for each story instead of one
-    for each of the 50,257 tokens, which takes a third of the time of `generate` (measured). They
-    are cumulated in fp64, since fp32 would lose all tokens less likely than 3e-8.
+    It is where the draw falls in the cumulated probabilities: one random number for each story,
+    where `generate` draws one for each token of the vocabulary, a third of its time.
     """
     if settings.temperature == 0:
         return logits.argmax(-1)
-    logits = logits.float() / settings.temperature
+    logits = logits.float()
+    if settings.temperature != 1:
+        logits = logits / settings.temperature
     if settings.top_k:
         logits = TopKLogitsWarper(settings.top_k)(None, logits)
     if settings.top_p < 1:
         logits = TopPLogitsWarper(settings.top_p)(None, logits)
-    cumulated = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
-    wanted = draws[:, None].to(logits.device) * cumulated[:, -1:]
-    return torch.searchsorted(cumulated, wanted, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    return _where(logits.softmax(-1), draws[:, None].to(logits.device))[:, 0]
+
+
+def _where(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Return the token at which each draw, (stories, 1), falls; probabilities need not sum to 1.
+
+    First the block of 256 tokens, then the token, cumulated in fp64: fp32 would lose all tokens
+    less likely than 3e-8, and cumulating the whole vocabulary takes as long as its logits.
+    """
+    vocabulary = probabilities.shape[-1]
+    whole = vocabulary // BLOCK * BLOCK
+    blocks = probabilities[:, :whole].unflatten(-1, (-1, BLOCK)).sum(-1)
+    last = probabilities[:, whole:].sum(-1, keepdim=True)
+    ends = torch.cat([blocks, last], -1).cumsum(-1, dtype=torch.float64)
+    wanted = draws * ends[:, -1:]
+    block = torch.searchsorted(ends, wanted, right=True).clamp(max=ends.shape[-1] - 1)
+    before = torch.where(block > 0, ends.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    tokens = block * BLOCK + torch.arange(BLOCK, device=block.device)
+    inside = probabilities.gather(-1, tokens.clamp(max=vocabulary - 1)).double()
+    inside[tokens >= vocabulary] = 0
+    found = torch.searchsorted(inside.cumsum(-1), wanted - before, right=True)
+    # Rounding may leave the draw just past its block: the last token that can be drawn there.
+    likely = torch.where(inside > 0, torch.arange(BLOCK, device=block.device), 0).amax(-1, True)
+    return block * BLOCK + torch.minimum(found, likely)
 
 
 def decode(
