@@ -19,7 +19,7 @@ from tinystories_hf import kernels
 IGNORED = -100
 # Logits that are held at once, in bytes. On the CPU they stay in the last cache; on a GPU they have
 # to be enough to keep it busy.
-CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**29}
+CHUNK_BYTES = {"cpu": 13 * 2**20, "cuda": 2**29}
 
 
 def causal_lm_loss(

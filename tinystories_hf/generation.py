@@ -76,7 +76,7 @@ def generate_stories(
     if isinstance(model, GPTNeoForCausalLM) and settings.num_beams == 1:
         ours = [ids for ids in encoded for _ in range(settings.num_return_sequences)]
         with _evaluating(model):
-            told = _in_batches(model, ours, settings, context)
+            told = continue_prompts(model, ours, settings, context)
         asked = [prompt for prompt in prompts for _ in range(settings.num_return_sequences)]
         return [_story(*pair, tokenizer) for pair in zip(asked, told, strict=True)]
     asked, per_call = list(prompts), settings.num_return_sequences
@@ -90,7 +90,7 @@ def generate_stories(
     return stories
 
 
-def _in_batches(
+def continue_prompts(
     model: GPTNeoForCausalLM,
     prompts: list[list[int]],
     settings: GenerationArguments,

@@ -98,10 +98,7 @@ def start_record(
     for split in ("train", "validation"):
         del dataset[split]["tail"]
     return RunRecord(
-        configuration={
-            name: {key: portable(value) for key, value in asdict(part).items()}
-            for name, part in arguments._asdict().items()
-        },
+        configuration=configuration(arguments),
         dataset={"name": portable(arguments.data.dataset), **dataset},
         parameters=asdict(parameters),
         run_id=earlier.run_id if earlier else uuid.uuid4().hex,
@@ -129,20 +126,35 @@ def start_session(
     plan: BatchPlan, mixed_precision: str, device_type: str, resumed_from: str | None
 ) -> Session:
     """Describe this start of the program and the machine it runs on."""
-    commit, dirty = git_state()
     return Session(
-        command=_portable_command([Path(sys.executable).name, *sys.argv]),
-        started=now(),
+        **surroundings(device_type),
         resumed_from=portable(resumed_from),
-        git_commit=commit,
-        git_dirty=dirty,
-        versions={name: version for name in LIBRARIES if (version := _version(name))},
-        platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        device=describe_device(device_type),
         batch=asdict(plan),
         mixed_precision=mixed_precision,
         power_limit_watts=power_limit_watts() if device_type == "cuda" else None,
     )
+
+
+def surroundings(device_type: str) -> dict[str, Any]:
+    """Return what every number needs beside it: command, time, commit, versions and machine."""
+    commit, dirty = git_state()
+    return {
+        "command": _portable_command([Path(sys.executable).name, *sys.argv]),
+        "started": now(),
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "versions": {name: version for name in LIBRARIES if (version := _version(name))},
+        "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "device": describe_device(device_type),
+    }
+
+
+def configuration(arguments: Arguments) -> dict[str, Any]:
+    """Return every setting of a run, without what gives its machine away."""
+    return {
+        name: {key: portable(value) for key, value in asdict(part).items()}
+        for name, part in arguments._asdict().items()
+    }
 
 
 def read_record(run_dir: Path) -> RunRecord:

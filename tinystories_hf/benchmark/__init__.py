@@ -1,0 +1,1 @@
+"""What the fast path is worth: stock Transformers, ours, and the best one could pick instead."""

@@ -1,0 +1,190 @@
+"""From a benchmark to its JSON, its tables and its plots; the pages are filled from the JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinystories_hf.benchmark.contenders import GPT2, OURS, STOCK
+
+Numbers = dict[str, Any]
+
+
+def tables(results: Numbers) -> str:
+    """Return the Markdown tables of a benchmark, one for each part that it has."""
+    parts = results["parts"]
+    makers: dict[str, Callable[[Any], str]] = {
+        "step": _steps,
+        "memory": _memory,
+        "trainer": _trainer,
+        "evaluation": _evaluation,
+        "preparation": _preparation,
+        "generation": _generation,
+        "roofline": _roofline,
+        "growth": _growth,
+    }
+    return "\n\n".join(make(parts[name]) for name, make in makers.items() if name in parts)
+
+
+def _table(title: str, header: str, rows: Sequence[Sequence[str]]) -> str:
+    columns = header.split(" | ")
+    lines = [f"| {header} |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([f"**{title}**", "", *lines])
+
+
+def _rate(rate: Numbers) -> str:
+    return f"{rate['median']:,.0f} ({rate['lowest']:,.0f} to {rate['highest']:,.0f})"
+
+
+def _times(ours: Numbers, other: Numbers) -> str:
+    return f"{ours['median'] / other['median']:.2f}"
+
+
+def _case(row: Numbers) -> list[str]:
+    dropouts = f"{row['attention_dropout']:g} / {row['other_dropout']:g}"
+    return [row["precision"], dropouts]
+
+
+def _steps(rows: list[Numbers]) -> str:
+    return _table(
+        "Training step, tokens/s: median (lowest to highest)",
+        "precision | dropout: attention / others | stock | ours | GPT-2, compiled | ours / stock"
+        " | ours / GPT-2",
+        [
+            [
+                *_case(row),
+                *(_rate(row[name]) for name in (STOCK, OURS, GPT2)),
+                _times(row[OURS], row[STOCK]),
+                _times(row[OURS], row[GPT2]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _memory(rows: list[Numbers]) -> str:
+    return _table(
+        "Peak memory of the training process, MiB",
+        "precision | dropout: attention / others | stock | ours | GPT-2, compiled | ours / stock",
+        [
+            [
+                *_case(row),
+                *(f"{row[name] / 2**20:,.0f}" for name in (STOCK, OURS, GPT2)),
+                f"{row[OURS] / row[STOCK]:.3f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _trainer(row: Numbers) -> str:
+    return _table(
+        "End to end through the Trainer, tokens/s",
+        "precision | dropout: attention / others | stock | ours | bare loop of our step"
+        " | ours / bare loop | ours / stock",
+        [
+            [
+                *_case(row),
+                *(_rate(row[name]) for name in (STOCK, OURS, "bare loop")),
+                f"{row[OURS]['median'] / row['bare loop']['median']:.3f}",
+                _times(row[OURS], row[STOCK]),
+            ]
+        ],
+    )
+
+
+def _evaluation(row: Numbers) -> str:
+    return _table(
+        "Evaluation in fp32, tokens/s",
+        "stock | ours | GPT-2 | ours / stock",
+        [[*(_rate(row[name]) for name in (STOCK, OURS, GPT2)), _times(row[OURS], row[STOCK])]],
+    )
+
+
+def _preparation(row: Numbers) -> str:
+    return _table(
+        "Preparation, text file to rows on disk, tokens/s",
+        "tokens | stock | ours | ours / stock",
+        [[f"{row['tokens']:,}", _rate(row[STOCK]), _rate(row[OURS]),
+          _times(row[OURS], row[STOCK])]],
+    )  # fmt: skip
+
+
+def _generation(row: Numbers) -> str:
+    return _table(
+        f"Generation, {row['stories']} stories of up to {row['max_new_tokens']} tokens, tokens/s",
+        "stock `pipeline`, one at a time | ours | ours / stock",
+        [[_rate(row[STOCK]), _rate(row[OURS]), _times(row[OURS], row[STOCK])]],
+    )
+
+
+def _roofline(rows: list[Numbers]) -> str:
+    return _table(
+        "Roofline of our step",
+        "precision | matrix rate, GFLOP/s | bandwidth, GB/s | MFLOP per token | MB per step"
+        " | least time, s | measured, s | share",
+        [
+            [
+                row["precision"],
+                f"{row['operations_per_second'] / 1e9:,.0f}",
+                f"{row['bytes_per_second'] / 1e9:,.1f}",
+                f"{row['operations_per_token'] / 1e6:.2f}",
+                f"{row['bytes_per_step'] / 1e6:,.0f}",
+                f"{row['least_seconds']:.3f}",
+                f"{row['seconds']:.3f}",
+                f"{row['share']:.0%}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _growth(rows: list[Numbers]) -> str:
+    return _table(
+        "How the cost grows, tokens/s of a step in fp32",
+        "what | value | rows x context | stock | ours",
+        [
+            [
+                row["axis"],
+                f"{row['value']:,}",
+                f"{row['rows']} x {row['context']}",
+                _rate(row[STOCK]) if STOCK in row else "not run",
+                _rate(row[OURS]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def plot_growth(rows: list[Numbers], path: Path, title: str) -> None:
+    """Draw tokens per second over batch, context, hidden size and vocabulary."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    axes_names = list(dict.fromkeys(row["axis"] for row in rows))
+    figure, panels = pyplot.subplots(
+        1, len(axes_names), figsize=(3.2 * len(axes_names), 3.4), layout="constrained", sharey=True
+    )
+    styles = {OURS: ("o-", "#4477aa"), STOCK: ("s--", "#cc6633")}
+    for panel, axis in zip(panels, axes_names, strict=True):
+        for name, (style, color) in styles.items():
+            points = [
+                (row["value"], row[name]["median"])
+                for row in rows
+                if row["axis"] == axis and name in row
+            ]
+            panel.plot(*zip(*points, strict=True), style, color=color, label=name, markersize=4)
+        values = [row["value"] for row in rows if row["axis"] == axis]
+        panel.set(xscale="log", yscale="log", xlabel=axis)
+        panel.set_xticks(values, [f"{value:,}" for value in values], fontsize=8)
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("tokens/s of a training step, fp32")
+    panels[0].legend()
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

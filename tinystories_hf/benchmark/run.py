@@ -1,0 +1,117 @@
+"""A benchmark from its command line to its JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinystories_hf.arguments import Arguments, parse_arguments
+from tinystories_hf.errors import UserError
+from tinystories_hf.parsing import Setting, StrictParser, build, option
+
+PARTS = (
+    "step",
+    "memory",
+    "trainer",
+    "evaluation",
+    "preparation",
+    "generation",
+    "roofline",
+    "growth",
+)
+
+
+@dataclass(frozen=True)
+class BenchmarkArguments:
+    """What is measured, and how often."""
+
+    parts: list[str] = option(f"which of {', '.join(PARTS)}", list(PARTS))
+    rows: int = option("rows in a step", 8)
+    rounds: int = option("times that each is measured, in turn", 3)
+    json: str | None = option("file for the numbers; a plot of the growth goes beside it", None)
+
+    def __post_init__(self) -> None:
+        unknown = set(self.parts) - set(PARTS)
+        if unknown:
+            raise UserError(f"parts: {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
+        if "roofline" in self.parts and "step" not in self.parts:
+            raise UserError("parts: roofline holds the steps against the machine; add step")
+        if self.rows < 1 or self.rounds < 1:
+            raise UserError("rows and rounds must be at least 1")
+
+
+class BenchmarkRequest(NamedTuple):
+    """What scripts/benchmark.py is asked for."""
+
+    benchmark: BenchmarkArguments
+    arguments: Arguments
+
+
+def parse_benchmark_arguments(
+    argv: Sequence[str] | None = None, *, description: str = ""
+) -> BenchmarkRequest:
+    """Read the command line: the flags of a run, and those of `BenchmarkArguments`.
+
+    Raises:
+        UserError: as `parse_arguments`, or an unknown part.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = StrictParser("", add_help=False)
+    parser.add_dataclass("benchmark (in brackets: the value without the flag)", BenchmarkArguments)
+    if {"-h", "--help"} & set(argv):
+        print(parser.format_help())
+    namespace, rest = parser.parse_known_args(argv)
+    own = {key: Setting(value, f"--{key}") for key, value in vars(namespace).items()}
+    arguments = parse_arguments(rest, description=description)
+    return BenchmarkRequest(build(BenchmarkArguments, own), arguments)
+
+
+def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
+    """Measure the parts that are asked for, print their tables, and write the JSON.
+
+    Raises:
+        UserError: the corpus or tokenizer cannot be used, or there is no place for the JSON.
+    """
+    from tinystories_hf import provenance
+    from tinystories_hf.benchmark import parts
+    from tinystories_hf.benchmark.report import plot_growth, tables
+    from tinystories_hf.data import prepare
+    from tinystories_hf.hardware import device_type
+
+    wanted, arguments = request
+    target = Path(wanted.json) if wanted.json else None
+    if target and not target.parent.is_dir():
+        raise UserError(f"json: there is no folder {target.parent}; make it first")
+    prepared = prepare(arguments.data, arguments.model.vocab_size)
+    bench = parts.Bench(arguments, prepared, wanted.rows, wanted.rounds)
+    makers: dict[str, Callable[[parts.Bench], Any]] = {
+        "step": parts.training_steps,
+        "memory": parts.memory,
+        "trainer": parts.end_to_end,
+        "evaluation": parts.evaluation,
+        "preparation": parts.preparation,
+        "generation": parts.generation,
+        "growth": parts.growth,
+    }
+    found: dict[str, Any] = {}
+    for name in PARTS:
+        if name == "roofline" and name in wanted.parts:
+            found[name] = parts.roofline(bench, found["step"])
+        elif name in wanted.parts:
+            found[name] = makers[name](bench)
+    results = {
+        "made": provenance.surroundings(device_type()),
+        "configuration": provenance.configuration(arguments),
+        "dataset": {"fingerprint": prepared.manifest.fingerprint, "rounds": wanted.rounds},
+        "parts": found,
+    }
+    print(f"\n{tables(results)}")
+    if target:
+        provenance.write_json(target, results)
+        if "growth" in found:
+            device = results["made"]["device"]
+            plot_growth(found["growth"], target.with_suffix(".png"), f"XS on {device}")
+    return results
