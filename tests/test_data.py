@@ -21,6 +21,7 @@ from tinystories_hf.data import (
     token_stream,
 )
 from tinystories_hf.errors import UserError
+from tinystories_hf.words import StoryTokenizer
 
 Parse = Callable[..., Arguments]
 
@@ -83,7 +84,7 @@ def test_a_second_run_is_served_from_the_cache(
     def never(*_: Any) -> None:
         raise AssertionError("tokenized again")
 
-    monkeypatch.setattr(data_module, "tokenize", never)
+    monkeypatch.setattr(StoryTokenizer, "__call__", never)
     second = prepare_with(tiny_arguments)
     assert second.path == first.path
     assert second.manifest == first.manifest
@@ -125,7 +126,7 @@ def test_a_failure_leaves_nothing_behind(
         raise RuntimeError("power cut")
 
     before = everything_below(tmp_path)
-    monkeypatch.setattr(data_module, "tokenize", breaks)
+    monkeypatch.setattr(StoryTokenizer, "__call__", breaks)
     with pytest.raises(RuntimeError):
         prepare_with(tiny_arguments, "--prepared_dir", str(tmp_path / "new" / "deep"))
     assert everything_below(tmp_path) == before

@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 
-from tinystories_hf.packing import RowWriter, row_dtype
+from tinystories_hf.packing import PackedRows, RowWriter, row_dtype
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -40,3 +40,24 @@ def test_ids_take_two_bytes_where_the_vocabulary_allows_it() -> None:
     assert row_dtype(50_257).itemsize == 2
     assert row_dtype(2**16).itemsize == 2
     assert row_dtype(2**16 + 1).itemsize == 4
+
+
+def test_rows_for_training_are_the_rows_on_disk_without_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RowWriter, "TOKENS_PER_BLOCK", 60)
+    stream = np.random.default_rng(0).integers(0, 60_000, 1_234)
+    with RowWriter(tmp_path / "rows.arrow", 10, 60_000) as writer:
+        writer.write(stream)
+    dataset = datasets.Dataset.from_file(str(tmp_path / "rows.arrow"))
+    rows = PackedRows(dataset)
+    assert len(rows) == len(dataset) == 123
+    assert rows[0].dtype == np.uint16
+    for row in (0, 5, 6, 59, 122):
+        assert rows[row].tolist() == dataset[row]["input_ids"]
+        assert not rows[row].flags.owndata
+    several = rows.__getitems__([122, 0, 6])
+    assert [ids.tolist() for ids in several] == [dataset[row]["input_ids"] for row in (122, 0, 6)]
+    assert len(PackedRows(dataset.select(range(7)))) == 7
+    with pytest.raises(IndexError):
+        rows[123]

@@ -93,7 +93,7 @@ def test_a_hundred_steps_of_xs_on_real_stories_go_as_in_the_stock_model(
 def test_a_checkpoint_of_either_goes_on_in_the_other(
     tiny_arguments: Parse, tmp_path: Path, first: str, then: str
 ) -> None:
-    constant = ("--lr_scheduler_type", "constant")
+    constant = ("--lr_scheduler_type", "constant", "--learning_rate", "2e-3")
 
     def arguments(name: str, steps: int) -> Arguments:
         flags = (*constant, "--max_steps", str(steps), "--output_dir", str(tmp_path / name))

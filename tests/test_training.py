@@ -199,8 +199,7 @@ def test_an_unknown_tracker_is_an_error(tiny_arguments: Parse) -> None:
 def test_rows_become_int64_batches_whose_labels_are_the_ids() -> None:
     import numpy as np
 
-    rows = [{"input_ids": np.array([65_535, 1], dtype=np.uint16)} for _ in range(3)]
-    batch = collate_rows(rows)
+    batch = collate_rows([np.array([65_535, 1], dtype=np.uint16)] * 3)
     assert batch["input_ids"].dtype == torch.int64
     assert batch["labels"].tolist() == [[65_535, 1]] * 3
 

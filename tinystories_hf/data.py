@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinystories_hf import cleaning, corpus, packing
+from tinystories_hf import cleaning, corpus, packing, words
 from tinystories_hf import tokenizer as tokenizing
 from tinystories_hf.arguments import DataArguments
 from tinystories_hf.cleaning import CleaningCounts
 from tinystories_hf.corpus import Corpus, Split
 from tinystories_hf.errors import UserError
-from tinystories_hf.packing import RowWriter, row_dtype, tokenize
+from tinystories_hf.packing import RowWriter, row_dtype
+from tinystories_hf.words import StoryTokenizer
 
 if TYPE_CHECKING:
     # Imported where they are used: while the main thread does so (2.4 s), another hashes the files.
@@ -202,8 +203,9 @@ def _fingerprint(
     vocab_size: int,
 ) -> str:
     """Return a name for exactly this preparation: any other input gives another name."""
-    modules = (cleaning, corpus, packing, tokenizing)
+    modules = (cleaning, corpus, packing, tokenizing, words)
     sources = [Path(module.__file__ or "") for module in modules]
+    sources.append(Path(words.__file__).with_suffix(".cpp"))
     code = [path.read_text() for path in (*sources, Path(__file__))]
     parts = {
         "code": hashlib.sha256("".join(code).encode()).hexdigest(),
@@ -305,10 +307,11 @@ def _write_split(
         _progress(split, f"preparing {name}", quiet), data, counts, other_split
     )
     text_bytes = 0
+    tokenize = StoryTokenizer(tokenizer)
     with RowWriter(_arrow(work, name), data.context_length, len(tokenizer)) as writer:
         while batch := list(islice(stories, STORIES_PER_BATCH)):
             text_bytes += sum(len(story.encode()) for story in batch)
-            writer.write(tokenize(batch, tokenizer))
+            writer.write(tokenize(batch))
     if not counts.stories_kept:
         raise UserError(f"dataset: {data.dataset} has no stories for {name}; is it the right one?")
     if not writer.rows:

@@ -1,29 +1,18 @@
-"""The CPU kernels of `kernels.cpp`, compiled once for the machine and called on tensors.
+"""The CPU kernels of `kernels.cpp`, called on tensors.
 
-Where there is no C++ compiler, `available()` says so and callers use PyTorch's own operations.
+Where `available()` says no, callers use PyTorch's own operations.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import hashlib
-import logging
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-logger = logging.getLogger(__name__)
+from tinystories_hf import native
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 HEAD_DIMS = (4, 8, 16, 32, 48, 64)
 # The cross-entropy takes tokens by so many side by side.
 LANES = 16
@@ -56,21 +45,9 @@ class _Attention(ctypes.Structure):
     )
 
 
-@functools.cache
 def available() -> bool:
-    """Tell whether the kernels can be used; the first call builds them (4 s), or says why not."""
-    try:
-        _library()
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        logger.warning(
-            "CPU kernels are not available (%s); attention and loss take PyTorch's own operations,"
-            " which is several times slower. Install a C++ compiler (g++ or clang++ with OpenMP),"
-            " or name one in CXX.",
-            said.strip().splitlines()[0],
-        )
-        return False
-    return True
+    """Tell whether the kernels can be used."""
+    return native.load("kernels.cpp") is not None
 
 
 def attention_forward(
@@ -156,19 +133,8 @@ def _pointers(*tensors: torch.Tensor) -> list[int]:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """Load the library, building it where this machine has not yet.
-
-    Raises:
-        OSError: there is no compiler, or no place to build.
-        subprocess.CalledProcessError: the compiler refused.
-    """
-    command = [_compiler(), *FLAGS]
-    # For this very processor: a home directory may be shared between machines.
-    identity = "\n".join([SOURCE.read_text(), *command, _version(command[0]), _processor()])
-    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    cached = caches / "tinystories_hf" / f"kernels-{name}.so"
-    library = ctypes.CDLL(str(cached)) if cached.exists() else _build(command, cached)
+    library = native.load("kernels.cpp")
+    assert library is not None, "ask available() first"
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     settings = ctypes.POINTER(_Attention)
     library.attention_forward.argtypes = (settings, number, *[pointer] * 5)
@@ -179,43 +145,3 @@ def _library() -> ctypes.CDLL:
         cross_entropy.argtypes = (*[number] * 3, pointer, ctypes.c_bool, pointer, pointer)
         cross_entropy.restype = None
     return library
-
-
-def _build(command: list[str], cached: Path) -> ctypes.CDLL:
-    """Compile and load the library; keep it for the next time where that is possible."""
-    with tempfile.TemporaryDirectory() as work:
-        fresh = Path(work) / cached.name
-        _run([*command, str(SOURCE), "-o", str(fresh)])
-        with contextlib.suppress(OSError):  # a home that cannot be written: built again next time
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            aside = cached.with_suffix(f".{os.getpid()}")
-            shutil.copy(fresh, aside)
-            aside.replace(cached)
-        return ctypes.CDLL(str(fresh))
-
-
-def _compiler() -> str:
-    named = os.environ.get("CXX")
-    for name in [named] if named else ["c++", "g++", "clang++"]:
-        found = shutil.which(name)
-        if found:
-            return found
-    raise OSError(f"there is no compiler {named}" if named else "there is no C++ compiler")
-
-
-def _version(compiler: str) -> str:
-    return _run([compiler, "--version"])
-
-
-def _run(command: list[str]) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def _processor() -> str:
-    """Return what tells the instruction sets of processors apart."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    telling = ("model name", "flags", "Features")
-    return "\n".join(sorted({line for line in lines if line.startswith(telling)}))

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    import datasets
 
 
 def row_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -17,15 +17,33 @@ def row_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.int32)
 
 
-def tokenize(stories: list[str], tokenizer: PreTrainedTokenizerFast) -> np.ndarray[Any, Any]:
-    """Return the ids of stories in order, an EOS after each; shape (tokens,), int64."""
-    ids: list[int] = []
-    for encoding in tokenizer.backend_tokenizer.encode_batch_fast(
-        stories, add_special_tokens=False
-    ):
-        ids += encoding.ids
-        ids.append(tokenizer.eos_token_id)
-    return np.array(ids, dtype=np.int64)
+class PackedRows:
+    """The rows of a split for training, memory-mapped; a batch is read in one go.
+
+    Reading by `datasets` takes Python objects for each row; see docs/benchmarks.md.
+    """
+
+    def __init__(self, dataset: datasets.Dataset) -> None:
+        column = dataset.with_format("arrow")[:]["input_ids"]
+        width = column.type.list_size
+        self._blocks = [
+            block.flatten().to_numpy(zero_copy_only=True).reshape(-1, width)
+            for block in column.chunks
+        ]
+        self._ends = np.cumsum([len(block) for block in self._blocks])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, row: int) -> np.ndarray[Any, Any]:
+        """Return the token ids of a row, (context,)."""
+        block = int(np.searchsorted(self._ends, row, side="right"))
+        ids: np.ndarray[Any, Any] = self._blocks[block][row - self._ends[block]]
+        return ids
+
+    def __getitems__(self, rows: list[int]) -> list[np.ndarray[Any, Any]]:
+        """Return several rows; a DataLoader asks for a batch so."""
+        return [self[row] for row in rows]
 
 
 class RowWriter:

@@ -44,6 +44,7 @@ from tinystories_hf.hardware import (
     use_threads,
 )
 from tinystories_hf.modeling import GPTNeoForCausalLM, build_model, count_parameters
+from tinystories_hf.packing import PackedRows
 
 LOSS_PLOT = "loss.png"
 
@@ -255,9 +256,9 @@ class StoryTrainer(Trainer):
         self._clock += time.perf_counter() - start
 
 
-def collate_rows(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def collate_rows(rows: list[np.ndarray[Any, Any]]) -> dict[str, torch.Tensor]:
     """Stack rows into `input_ids` of shape (batch, context); labels are the ids themselves."""
-    input_ids = torch.from_numpy(np.stack([row["input_ids"] for row in rows]).astype(np.int64))
+    input_ids = torch.from_numpy(np.stack(rows).astype(np.int64))
     return {"input_ids": input_ids, "labels": input_ids}
 
 
@@ -278,8 +279,8 @@ def build_trainer(
         context_length=arguments.data.context_length,
         model=model,
         args=trainer_arguments,
-        train_dataset=prepared.train.with_format("numpy"),
-        eval_dataset=validation.with_format("numpy"),
+        train_dataset=PackedRows(prepared.train),
+        eval_dataset=PackedRows(validation),
         data_collator=collate_rows,
         processing_class=prepared.tokenizer,
         samples=StorySamples(prepared.tokenizer, training.sample_prompts, training.seed),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, default_data_collator
 
 from tinystories_hf.arguments import Arguments, GenerationArguments, ModelArguments
 from tinystories_hf.batch import plan_batch
@@ -43,7 +43,7 @@ from tinystories_hf.data import PreparedData, prepare, token_stream
 from tinystories_hf.generation import continue_prompts
 from tinystories_hf.modeling import story_generation_config
 from tinystories_hf.tokenizer import END_OF_TEXT
-from tinystories_hf.training import build_trainer, build_trainer_arguments, collate_rows
+from tinystories_hf.training import build_trainer, build_trainer_arguments
 
 Numbers = dict[str, Any]
 
@@ -159,9 +159,9 @@ def _trainer_rate(arguments: Arguments, prepared: PreparedData, case: Case, name
             trainer = Trainer(
                 model,
                 settings,
-                train_dataset=prepared.train.with_format("numpy"),
-                eval_dataset=prepared.validation.select([0]).with_format("numpy"),
-                data_collator=collate_rows,
+                train_dataset=prepared.train,
+                eval_dataset=prepared.validation,
+                data_collator=_collate_as_run_clm,
             )
         else:
             ours = arguments._replace(training=training)
@@ -170,6 +170,13 @@ def _trainer_rate(arguments: Arguments, prepared: PreparedData, case: Case, name
         trainer.train()
     steps = len(watch.times) - 1
     return steps * case.rows * prepared.manifest.context_length / (watch.times[-1] - watch.times[0])
+
+
+def _collate_as_run_clm(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
+    collated: dict[str, Any] = default_data_collator(
+        [{**row, "labels": row["input_ids"]} for row in rows]
+    )
+    return collated
 
 
 def evaluation(bench: Bench) -> Numbers:

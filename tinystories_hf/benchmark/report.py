@@ -27,6 +27,36 @@ def tables(results: Numbers) -> str:
     return "\n\n".join(make(parts[name]) for name, make in makers.items() if name in parts)
 
 
+def summary(results: Numbers) -> str:
+    """Return the few numbers for the README: stock, ours, and how many times as fast."""
+    parts = results["parts"]
+    rows = []
+    for step in parts["step"]:
+        dropouts = f"dropout {step['attention_dropout']:g} in attention, {step['other_dropout']:g}"
+        rows.append((f"training step, {step['precision']}, {dropouts} elsewhere", step))
+    rows += [
+        (name, parts[key])
+        for name, key in (
+            ("evaluation, fp32", "evaluation"),
+            ("preparation", "preparation"),
+            ("generation, against `pipeline`", "generation"),
+        )
+    ]
+    lines = ["| tokens/s | stock | ours | times |", "|---|---|---|---|"]
+    for name, row in rows:
+        stock, ours = row[STOCK], row[OURS]
+        lines.append(
+            f"| {name} | {stock['median']:,.0f} | {ours['median']:,.0f} | {_times(ours, stock)} |"
+        )
+    for row in parts["memory"]:
+        stock, ours = row[STOCK] / 2**20, row[OURS] / 2**20
+        lines.append(
+            f"| memory of the process, {row['precision']}, MiB | {stock:,.0f} | {ours:,.0f}"
+            f" | {ours / stock:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 def _table(title: str, header: str, rows: Sequence[Sequence[str]]) -> str:
     columns = header.split(" | ")
     lines = [f"| {header} |", "|" + "---|" * len(columns)]

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from tinystories_hf import words
+from tinystories_hf.tokenizer import END_OF_TEXT, train_tokenizer
+from tinystories_hf.toy import toy_stories
+from tinystories_hf.words import StoryTokenizer
+
+TRAINED = train_tokenizer(toy_stories(200), 320, 64)
+PIECES = (
+    *(" ", "  ", "\n", "\n\n", "\t", "\r\n", " \n ", "\x0b", "a", "Lily", "cat", "42", "7th"),
+    *("'", "'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'S", "'x", "''", "'l", "'r", "!'s"),
+    *("!", '"', "...", "?!", " - ", "_", "don't", "they're", " 's", "$5", "a1b2", "``"),
+)
+STRANGE = (
+    *("é", "“", "\u2019s", "日本", "🙂"),
+    *("\x85", "\xa0", "\x1c", "\x7f", "\0", "<|", END_OF_TEXT),
+)
+
+
+def slow(stories: list[str], tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    ids: list[int] = []
+    for story in stories:
+        ids += tokenizer(story, add_special_tokens=False).input_ids
+        ids.append(tokenizer.eos_token_id)
+    return ids
+
+
+def drawn_stories(seed: int, pieces: tuple[str, ...]) -> list[str]:
+    draw = random.Random(seed)
+    return ["".join(draw.choices(pieces, k=draw.randrange(40))) for _ in range(60)]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_any_text_has_the_ids_of_the_tokenizer(seed: int) -> None:
+    tokenize = StoryTokenizer(TRAINED)
+    for pieces in (PIECES, PIECES + STRANGE):
+        stories = drawn_stories(seed, pieces)
+        assert tokenize(stories).tolist() == slow(stories, TRAINED)
+        assert tokenize(stories).tolist() == slow(stories, TRAINED), "and so the second time"
+
+
+def test_real_stories_have_the_ids_of_the_real_tokenizer(shared: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shared / "data" / "gpt-neo-tokenizer")
+    text = (shared / "data" / "tinystories" / "TinyStories-valid.txt").read_text("utf-8")
+    stories = text.split(END_OF_TEXT) + drawn_stories(0, PIECES + STRANGE)
+    assert StoryTokenizer(tokenizer)(stories).tolist() == slow(stories, tokenizer)
+
+
+def test_more_words_than_are_remembered_change_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "MOST_WORDS", 64)
+    monkeypatch.setattr(words, "UNKNOWN_AT_ONCE", 8)
+    tokenize = StoryTokenizer(TRAINED)
+    for seed in range(5):
+        stories = drawn_stories(seed, tuple(f" word{number}" for number in range(500)))
+        assert tokenize(stories[:1]).tolist() == slow(stories[:1], TRAINED)
+        assert tokenize(stories).tolist() == slow(stories, TRAINED)
+
+
+def test_a_tokenizer_that_cuts_in_another_way_is_asked_itself() -> None:
+    other = train_tokenizer(toy_stories(50), 300, 64)
+    backend = other.backend_tokenizer
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=True)
+    tokenize = StoryTokenizer(other)
+    assert tokenize._library is None
+    assert tokenize(["Tom ran.", ""]).tolist() == slow(["Tom ran.", ""], other)
+
+
+def test_without_a_compiler_the_ids_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "_library", lambda: None)
+    stories = drawn_stories(3, PIECES + STRANGE)
+    assert StoryTokenizer(TRAINED)(stories).tolist() == slow(stories, TRAINED)

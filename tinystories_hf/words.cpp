@@ -1,0 +1,135 @@
+// Tokens of ASCII text by looking up its words, which stories repeat endlessly.
+//
+// GPT-2's tokenizers cut a text into words before anything else, and a word's tokens do not depend on
+// what stands around it. So each different word is tokenized once, by the tokenizer itself, and
+// looked up from then on.
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+struct Entry {
+  uint64_t hash = 0;
+  uint32_t word_at = 0, word_size = 0;  // a size of 0: free
+  uint32_t ids_at = 0, ids_count = 0;
+};
+
+struct Words {
+  std::vector<Entry> entries = std::vector<Entry>(1 << 12);
+  std::vector<uint8_t> text;
+  std::vector<uint32_t> ids;
+  size_t count = 0;
+};
+
+uint64_t hash_of(const uint8_t *word, size_t size) {
+  uint64_t hash = 0xcbf29ce484222325ull;  // FNV-1a
+  for (size_t i = 0; i < size; ++i) hash = (hash ^ word[i]) * 0x100000001b3ull;
+  return hash ^ (hash >> 32);
+}
+
+// The entry of a word, or the free one where it belongs.
+Entry *find(Words &words, const uint8_t *word, size_t size, uint64_t hash) {
+  const size_t mask = words.entries.size() - 1;
+  for (size_t at = hash & mask;; at = (at + 1) & mask) {
+    Entry &entry = words.entries[at];
+    if (!entry.word_size) return &entry;
+    if (entry.hash == hash && entry.word_size == size &&
+        !std::memcmp(&words.text[entry.word_at], word, size))
+      return &entry;
+  }
+}
+
+void grow(Words &words) {
+  std::vector<Entry> old(words.entries.size() * 2);
+  old.swap(words.entries);
+  const size_t mask = words.entries.size() - 1;
+  for (const Entry &entry : old) {
+    if (!entry.word_size) continue;
+    size_t at = entry.hash & mask;
+    while (words.entries[at].word_size) at = (at + 1) & mask;
+    words.entries[at] = entry;
+  }
+}
+
+enum Kind : uint8_t { kOther, kLetter, kDigit, kSpace, kUnknown };
+
+Kind kind(uint8_t c) {
+  if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z')) return kLetter;
+  if (c >= '0' && c <= '9') return kDigit;
+  if (c == ' ' || (c >= '\t' && c <= '\r')) return kSpace;
+  return c < ' ' || c > '~' ? kUnknown : kOther;
+}
+
+// Where the word that begins at `at` ends, by the pattern of GPT-2, for ASCII:
+// 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+const uint8_t *word_end(const uint8_t *at, const uint8_t *end) {
+  if (*at == '\'' && end - at > 1) {
+    if (std::memchr("stmd", at[1], 4)) return at + 2;
+    if (end - at > 2 && ((at[2] == 'e' && (at[1] == 'r' || at[1] == 'v')) ||
+                         (at[2] == 'l' && at[1] == 'l')))
+      return at + 3;
+  }
+  const uint8_t *body = *at == ' ' ? at + 1 : at;
+  if (body < end && kind(*body) != kSpace) {
+    const Kind first = kind(*body);
+    while (body < end && kind(*body) == first) ++body;
+    return body;
+  }
+  const uint8_t *after = at;
+  while (after < end && kind(*after) == kSpace) ++after;
+  return after == end || after - at == 1 ? after : after - 1;
+}
+
+}  // namespace
+
+extern "C" {
+
+Words *words_new() { return new Words; }
+void words_free(Words *words) { delete words; }
+int64_t words_count(const Words *words) { return (int64_t)words->count; }
+
+void words_add(Words *words, const uint8_t *word, int64_t size, const uint32_t *ids, int64_t count) {
+  if ((words->count + 1) * 2 > words->entries.size()) grow(*words);
+  const uint64_t hash = hash_of(word, size);
+  Entry *entry = find(*words, word, size, hash);
+  if (entry->word_size) return;
+  *entry = {hash, (uint32_t)words->text.size(), (uint32_t)size, (uint32_t)words->ids.size(),
+            (uint32_t)count};
+  words->text.insert(words->text.end(), word, word + size);
+  words->ids.insert(words->ids.end(), ids, ids + count);
+  ++words->count;
+}
+
+// Writes the tokens of stories that each end with a zero byte, `eos` after each, and returns their
+// number; `ids` has room for one token a byte. Words that are not known are listed in `unknown` by
+// begin and end, at most `room` of them; then the tokens are of no use. A byte that is neither
+// printable ASCII nor white space gives -1.
+int64_t words_encode(Words *words, const uint8_t *text, int64_t size, uint32_t eos, uint32_t *ids,
+                     int64_t *unknown, int64_t room, int64_t *unknown_count) {
+  uint32_t *next = ids;
+  const uint8_t *at = text, *last = text + size;
+  *unknown_count = 0;
+  while (at < last) {
+    const uint8_t *end = (const uint8_t *)std::memchr(at, 0, last - at);
+    for (const uint8_t *c = at; c < end; ++c)
+      if (kind(*c) == kUnknown) return -1;
+    while (at < end) {
+      const uint8_t *after = word_end(at, end);
+      const Entry *entry = find(*words, at, after - at, hash_of(at, after - at));
+      if (entry->word_size) {
+        std::memcpy(next, &words->ids[entry->ids_at], entry->ids_count * sizeof *next);
+        next += entry->ids_count;
+      } else if (*unknown_count < room) {
+        unknown[2 * *unknown_count] = at - text;
+        unknown[2 * (*unknown_count)++ + 1] = after - text;
+      }
+      at = after;
+    }
+    *next++ = eos;
+    at = end + 1;
+  }
+  return next - ids;
+}
+}
