@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -91,3 +92,14 @@ def test_generation_needs_a_model_and_a_prompt() -> None:
 def test_impossible_generation_settings_are_errors(flags: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match=flags[0].strip("-")):
         parse_generation_arguments(["--model", "m", "--prompt", "a", *flags])
+
+
+def test_an_attention_that_is_wrong_for_gpt_neo_is_refused_with_the_reason(
+    tiny_arguments: Callable[..., Arguments],
+) -> None:
+    assert tiny_arguments().model.attn_implementation == "sdpa"
+    assert tiny_arguments("--attn_implementation", "eager").model.attn_implementation == "eager"
+    with pytest.raises(UserError, match=r"must be sdpa or eager.*drops the window of the local"):
+        tiny_arguments("--attn_implementation", "flash_attention_2")
+    with pytest.raises(UserError, match=r"must be sdpa or eager, got flex$"):
+        tiny_arguments("--attn_implementation", "flex")

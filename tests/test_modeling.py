@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounter
 from transformers import GPTNeoForCausalLM
 
 from tinystories_hf.arguments import Arguments, parse_arguments
@@ -62,3 +66,33 @@ def test_a_story_stops_at_the_trained_context() -> None:
     assert generation.max_length == 64
     assert generation.eos_token_id == generation.pad_token_id == TOKENIZER.eos_token_id
     generation.validate()
+
+
+def test_training_is_compiled_once_and_nothing_else_is(
+    tiny_arguments: Callable[..., Arguments], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter, compile_for_real = CompileCounter(), torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda run, **how: compile_for_real(run, backend=counter, **how)
+    )
+    model = build_model(tiny_arguments().model, TOKENIZER, 64)
+    ids = torch.randint(1, 320, (4, 64))
+    model.train()
+    plain = model(ids, labels=ids).loss
+    model.compile_training()
+    for _ in range(3):
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        model.eval()
+        model(ids[:3], labels=ids[:3])
+        model.token_losses(ids[:, :5], ids[:, :5])
+        model.generate(ids[:2, :7], max_new_tokens=3)
+        model.train()
+    assert counter.frame_count == 1
+    assert loss.item() == pytest.approx(plain.item(), abs=1e-5)
+    model.save_pretrained(tmp_path)
+    names = load_file(tmp_path / "model.safetensors")
+    assert (
+        names.keys()
+        == dict(build_model(tiny_arguments().model, TOKENIZER, 64).named_parameters()).keys()
+    )

@@ -23,6 +23,7 @@ def tables(results: Numbers) -> str:
         "generation": _generation,
         "roofline": _roofline,
         "growth": _growth,
+        "alternatives": _alternatives,
     }
     return "\n\n".join(make(parts[name]) for name, make in makers.items() if name in parts)
 
@@ -186,6 +187,27 @@ def _growth(rows: list[Numbers]) -> str:
             for row in rows
         ],
     )
+
+
+def _alternatives(found: Numbers) -> str:
+    titles = {
+        "attention": "Attention of a local layer, forward and backward, ms",
+        "loss": "Head and loss, forward and backward, ms",
+        "compile": "Our step without its optimizer, blocks compiled and not, ms",
+    }
+    pages = []
+    for name, title in titles.items():
+        columns = list(dict.fromkeys(key for row in found[name] for key in row))
+        cells = [
+            [
+                "not there" if key not in row else f"{row[key]:,.4g}"
+                if isinstance(row[key], float) else str(row[key])
+                for key in columns
+            ]
+            for row in found[name]
+        ]  # fmt: skip
+        pages.append(_table(title, " | ".join(columns), cells))
+    return "\n\n".join(pages)
 
 
 def plot_growth(rows: list[Numbers], path: Path, title: str) -> None:

@@ -21,6 +21,7 @@ PARTS = (
     "generation",
     "roofline",
     "growth",
+    "alternatives",
 )
 
 
@@ -77,6 +78,7 @@ def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
     """
     from tinystories_hf import provenance
     from tinystories_hf.benchmark import parts
+    from tinystories_hf.benchmark.alternatives import alternatives
     from tinystories_hf.benchmark.report import plot_growth, tables
     from tinystories_hf.data import prepare
     from tinystories_hf.hardware import device_type
@@ -95,6 +97,7 @@ def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
         "preparation": parts.preparation,
         "generation": parts.generation,
         "growth": parts.growth,
+        "alternatives": lambda b: alternatives(b.shape, b.context, b.rows),
     }
     found: dict[str, Any] = {}
     for name in PARTS:
