@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 from tinystories_hf.arguments import parse_arguments
 from tinystories_hf.benchmark.measure import in_turn, matrix_rate, memory_bandwidth, peak_memory
 from tinystories_hf.benchmark.parts import operations_per_token
-from tinystories_hf.benchmark.report import tables
+from tinystories_hf.benchmark.report import summary, tables
 from tinystories_hf.benchmark.run import parse_benchmark_arguments
 from tinystories_hf.errors import UserError
 
@@ -100,6 +100,11 @@ def test_any_configuration_is_measured_into_a_json_that_makes_the_tables(
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_the_page_shows_what_was_recorded(path: Path) -> None:
     assert tables(json.loads(path.read_text())) in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_readme_shows_the_same_record() -> None:
+    found = json.loads((ROOT / "docs" / "results" / "benchmark-cpu.json").read_text())
+    assert summary(found) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_there_is_a_record_and_its_plot() -> None:

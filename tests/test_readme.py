@@ -15,10 +15,12 @@ import pytest
 
 from tests.conftest import ROOT, environment
 from tinystories_hf.arguments import parse_arguments
+from tinystories_hf.benchmark.run import parse_benchmark_arguments
 from tinystories_hf.script_arguments import parse_generation_arguments, parse_push_arguments
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 LAUNCHER_FLAGS = {"--config_file": 1, "--num_processes": 1, "-q": 0}
 
 
@@ -31,7 +33,7 @@ def commands(text: str) -> list[list[str]]:
 
 SCRIPT_COMMANDS = [
     words
-    for words in commands(README) + commands(RESULTS)
+    for words in commands(README) + commands(RESULTS) + commands(BENCHMARKS)
     if any(word.startswith("scripts/") for word in words)
 ]
 
@@ -53,6 +55,8 @@ def test_a_command_of_the_readme_is_one_the_scripts_take(words: list[str]) -> No
         parse_generation_arguments(flags)
     elif script == "scripts/push_to_hub.py":
         parse_push_arguments(flags)
+    elif script == "scripts/benchmark.py":
+        parse_benchmark_arguments([str(ROOT / f) if f.startswith("configs/") else f for f in flags])
     elif "--help" not in flags:
         parse_arguments([str(ROOT / f) if f.startswith("configs/") else f for f in flags])
 

@@ -56,7 +56,7 @@ def full_precision() -> Iterator[None]:
 def compiles(training: TrainingArguments) -> bool:
     """Tell whether the blocks are to be compiled for training.
 
-    On the CPU it does not pay: 4% of a step of XS, for 40 s at the start (docs/benchmarks.md).
+    On the CPU it does not pay: compiled blocks go without our kernel (docs/benchmarks.md).
     """
     asked = training.torch_compile
     return device_type() == "cuda" if asked == "auto" else asked
