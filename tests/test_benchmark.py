@@ -80,7 +80,7 @@ def test_an_impossible_benchmark_is_refused(flags: list[str], message: str) -> N
 def test_any_configuration_is_measured_into_a_json_that_makes_the_tables(
     run_script: Callable[..., subprocess.CompletedProcess[str]], tiny_config: Path, tmp_path: Path
 ) -> None:
-    parts = ("evaluation", "trainer", "generation", "memory")
+    parts = ("evaluation", "trainer", "generation")
     done = run_script(
         "benchmark.py", "--config", str(tiny_config), "--rounds", "1", "--parts", *parts,
         "--json", str(tmp_path / "found.json"), "--prepared_dir", str(tmp_path / "rows"),
