@@ -41,7 +41,7 @@ def test_the_model_is_a_stock_gpt_neo_with_tied_weights(
 
 
 def test_the_configuration_alternates_global_and_local_layers() -> None:
-    config = build_config(parse_arguments([]).model, TOKENIZER)
+    config = build_config(parse_arguments([]).model, TOKENIZER.eos_token_id)
     assert config.attention_layers == ["global", "local"] * 4
     assert config.window_size == 256
     marks = {config.bos_token_id, config.eos_token_id, config.pad_token_id}

@@ -25,7 +25,7 @@ def fresh(path: str, arguments: Arguments, folder: Path) -> PreTrainedModel:
     set_seed(arguments.training.seed)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     if path == STOCK:
-        return transformers.GPTNeoForCausalLM(build_config(arguments.model, tokenizer))
+        return transformers.GPTNeoForCausalLM(build_config(arguments.model, tokenizer.eos_token_id))
     return build_model(arguments.model, tokenizer, arguments.data.context_length)
 
 
@@ -79,7 +79,7 @@ def test_a_hundred_steps_of_xs_on_real_stories_go_as_in_the_stock_model(
                 *("--dataset", str(data / "tinystories"), "--prepared_dir", str(tmp_path / "rows")),
                 *("--tokenizer", str(data / "gpt-neo-tokenizer"), "--bf16", "false"),
                 *("--attention_dropout", "0", "--embed_dropout", "0", "--resid_dropout", "0"),
-                *("--global_batch_size", "2", "--max_steps", "100", "--eval_steps", "100"),
+                *("--global_batch_size", "8", "--max_steps", "100", "--eval_steps", "100"),
                 *("--save_steps", "100", "--max_eval_rows", "8", "--logging_steps", "1"),
                 *("--output_dir", str(tmp_path / name)),
             ]

@@ -156,8 +156,8 @@ class ParameterReport:
         )
 
 
-def build_config(model: ModelArguments, tokenizer: PreTrainedTokenizerFast) -> GPTNeoConfig:
-    """Return the configuration of the model; bos, eos and pad are the tokenizer's."""
+def build_config(model: ModelArguments, eos_token_id: int) -> GPTNeoConfig:
+    """Return the configuration of the model; one token begins, ends and pads a story."""
     repeats = model.num_layers // len(model.attention_types)
     return GPTNeoConfig(
         vocab_size=model.vocab_size,
@@ -174,9 +174,9 @@ def build_config(model: ModelArguments, tokenizer: PreTrainedTokenizerFast) -> G
         resid_dropout=model.resid_dropout,
         layer_norm_epsilon=model.layer_norm_epsilon,
         initializer_range=model.initializer_range,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=eos_token_id,
+        eos_token_id=eos_token_id,
+        pad_token_id=eos_token_id,
     )
 
 
@@ -184,7 +184,7 @@ def build_model(
     model: ModelArguments, tokenizer: PreTrainedTokenizerFast, context_length: int
 ) -> GPTNeoForCausalLM:
     """Return a model with fresh weights in fp32, drawn from torch's global generator."""
-    config = build_config(model, tokenizer)
+    config = build_config(model, tokenizer.eos_token_id)
     config._attn_implementation = model.attn_implementation
     built = GPTNeoForCausalLM(config)
     built.generation_config = story_generation_config(tokenizer, context_length)

@@ -8,7 +8,7 @@ instead: Transformers' GPT-2 of the same shape with SDPA and torch.compile.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from transformers import (
 from tinystories_hf.arguments import ModelArguments, TrainingArguments
 from tinystories_hf.corpus import read_text
 from tinystories_hf.hardware import compiles, device_type
-from tinystories_hf.modeling import GPTNeoForCausalLM
+from tinystories_hf.modeling import GPTNeoForCausalLM, build_config
 
 STOCK, OURS, GPT2 = "stock", "ours", "gpt2"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -69,22 +69,13 @@ def build(name: str, shape: ModelArguments, case: Case) -> PreTrainedModel:
         gpt2 = transformers.GPT2LMHeadModel(config).to(device_type())
         gpt2.loss_type = "ForCausalLM"  # its own choice, without the warning that it has none
         return gpt2
-    repeats = shape.num_layers // len(shape.attention_types)
-    config = transformers.GPTNeoConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        intermediate_size=shape.intermediate_size,
-        max_position_embeddings=shape.max_position_embeddings,
-        attention_types=[[shape.attention_types, repeats]],
-        window_size=shape.window_size,
+    dropped = replace(
+        shape,
         attention_dropout=case.attention_dropout,
         embed_dropout=case.other_dropout,
         resid_dropout=case.other_dropout,
-        bos_token_id=shape.vocab_size - 1,
-        eos_token_id=shape.vocab_size - 1,
     )
+    config = build_config(dropped, shape.vocab_size - 1)
     known = GPTNeoForCausalLM if name == OURS else transformers.GPTNeoForCausalLM
     return known(config).to(device_type())
 
