@@ -87,6 +87,7 @@ def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
     target = Path(wanted.json) if wanted.json else None
     if target and not target.parent.is_dir():
         raise UserError(f"json: there is no folder {target.parent}; make it first")
+    made = provenance.surroundings(device_type())
     prepared = prepare(arguments.data, arguments.model.vocab_size)
     bench = parts.Bench(arguments, prepared, wanted.rows, wanted.rounds)
     makers: dict[str, Callable[[parts.Bench], Any]] = {
@@ -106,9 +107,9 @@ def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
         elif name in wanted.parts:
             found[name] = makers[name](bench)
     results = {
-        "made": provenance.surroundings(device_type()),
+        "made": made,
         "configuration": provenance.configuration(arguments),
-        "dataset": {"fingerprint": prepared.manifest.fingerprint, "rounds": wanted.rounds},
+        "dataset": {"fingerprint": prepared.manifest.fingerprint},
         "parts": found,
     }
     print(f"\n{tables(results)}")
