@@ -33,7 +33,7 @@ def choose_tokens(
     """Return the next token of each story, (stories,), from logits (stories, vocabulary).
 
     It is where the draw falls in the cumulated probabilities: one random number for each story,
-    where `generate` draws one for each token of the vocabulary, a third of its time.
+    where `generate` draws one for each token of the vocabulary.
     """
     if settings.temperature == 0:
         return logits.argmax(-1)

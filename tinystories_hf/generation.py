@@ -96,7 +96,7 @@ def continue_prompts(
     settings: GenerationArguments,
     context: int,
 ) -> list[list[int]]:
-    """Return the continuation of each prompt; those of one length share a batch."""
+    """Return the continuation of each prompt in order; those of like length share a batch."""
     told: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda story: len(prompts[story]))
     for start in range(0, len(order), settings.batch_size):
