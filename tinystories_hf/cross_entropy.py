@@ -109,7 +109,7 @@ def _by_chunks(
     tokens = len(labels)
     wide = torch.promote_types(weight.dtype, torch.float32)
     losses = torch.empty(tokens, device=weight.device, dtype=wide)
-    grad_states = torch.zeros_like(hidden_states) if with_gradient else losses.new_empty(0)
+    grad_states = torch.empty_like(hidden_states) if with_gradient else losses.new_empty(0)
     grad_weight = torch.zeros_like(weight, dtype=wide) if with_gradient else losses.new_empty(0)
     chunk = CHUNK_BYTES.get(weight.device.type, 2**29) // (len(weight) * weight.element_size())
     chunk = max(kernels.LANES, chunk // kernels.LANES * kernels.LANES)
