@@ -10,8 +10,8 @@ from tinystories_hf.errors import UserError
 if TYPE_CHECKING:
     from tinystories_hf.arguments import TrainingArguments
 
-# The largest micro-batch chosen when none is given. A row of XS takes 23 MB of memory in fp32, 128
-# of them 3 GB (measured on the CPU; 785 MB a row in stock Transformers).
+# The largest micro-batch chosen when none is given. On the CPU the rate grows little beyond 8 rows
+# (docs/benchmarks.md, "How the cost grows"), and memory little with each row: no logits are held.
 MAX_AUTO_BATCH = 128
 
 

@@ -111,8 +111,7 @@ def _by_chunks(
     losses = torch.empty(tokens, device=weight.device, dtype=wide)
     grad_states = torch.empty_like(hidden_states) if with_gradient else losses.new_empty(0)
     grad_weight = torch.zeros_like(weight, dtype=wide) if with_gradient else losses.new_empty(0)
-    chunk = CHUNK_BYTES.get(weight.device.type, 2**29) // (len(weight) * weight.element_size())
-    chunk = max(kernels.LANES, chunk // kernels.LANES * kernels.LANES)
+    chunk = chunk_tokens(weight)
     one = _kernel_chunk if _has_kernel(weight) else _torch_chunk
     for start in range(0, tokens, chunk):
         part = slice(start, start + chunk)
@@ -127,6 +126,12 @@ def _by_chunks(
     return losses, grad_states, grad_weight
 
 
+def chunk_tokens(weight: torch.Tensor) -> int:
+    """Return how many tokens' logits are made at a time, a whole number of the kernel's vectors."""
+    chunk = CHUNK_BYTES.get(weight.device.type, 2**29) // (len(weight) * weight.element_size())
+    return max(kernels.LANES, chunk // kernels.LANES * kernels.LANES)
+
+
 def _has_kernel(weight: torch.Tensor) -> bool:
     known = weight.dtype in (torch.float32, torch.bfloat16)
     return weight.device.type == "cpu" and known and kernels.available()
@@ -137,8 +142,8 @@ def _kernel_chunk(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the losses of a few tokens and the gradient of their logits, (vocabulary, tokens).
 
-    In that order a matrix product of the XS head is 1.8 times as fast as in the other (fp32, 128
-    tokens): the library divides its work along the vocabulary.
+    In that order the product of the XS head is faster on the CPU than in the other
+    (docs/benchmarks.md, the head's products): the library divides its work along the vocabulary.
     """
     tokens = len(labels)
     missing = -tokens % kernels.LANES

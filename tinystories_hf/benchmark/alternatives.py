@@ -15,15 +15,15 @@ from transformers import PreTrainedModel
 from tinystories_hf import kernels
 from tinystories_hf.arguments import ModelArguments
 from tinystories_hf.benchmark.contenders import OURS, STOCK, Case, build
-from tinystories_hf.benchmark.measure import wait_for_device
-from tinystories_hf.cross_entropy import causal_lm_loss
+from tinystories_hf.benchmark.measure import matrix_rate, wait_for_device
+from tinystories_hf.cross_entropy import causal_lm_loss, chunk_tokens
 from tinystories_hf.hardware import device_type
 
 Milliseconds = dict[str, float]
 
 
 def alternatives(shape: ModelArguments, context: int, rows: int) -> dict[str, Any]:
-    """Return the best of several times in milliseconds, forward and backward together."""
+    """Return the best of several times in ms, forward and backward; of products GFLOP/s."""
     return {
         "attention": [
             attention(shape, head_dim, dropout, context, rows)
@@ -31,6 +31,7 @@ def alternatives(shape: ModelArguments, context: int, rows: int) -> dict[str, An
             for dropout in (0.0, 0.1)
         ],
         "loss": [loss(shape, precision, context, rows) for precision in ("fp32", "bf16")],
+        "products": [products(shape, dtype) for dtype in (torch.float32, torch.bfloat16)],
         "compile": [compiled(shape, precision, context, rows) for precision in ("fp32", "bf16")],
     }
 
@@ -97,6 +98,31 @@ def _linear_cross_entropy(
     return found
 
 
+def products(shape: ModelArguments, dtype: torch.dtype) -> dict[str, Any]:
+    """Take the operations per second of the head's matrix products over one chunk of tokens.
+
+    They are long and thin; `square` is what a product that suits the machine runs at.
+    """
+    weight = torch.randn(shape.vocab_size, shape.hidden_size, device=device_type()).to(dtype)
+    tokens = chunk_tokens(weight)
+    states = torch.randn(tokens, shape.hidden_size, device=device_type()).to(dtype)
+    gradient = weight @ states.t()
+    operations = 2 * tokens * weight.numel()
+    named: dict[str, Callable[[], object]] = {
+        "logits, (tokens, vocabulary)": lambda: states @ weight.t(),
+        "logits, (vocabulary, tokens)": lambda: weight @ states.t(),
+        "gradient of the states": lambda: gradient.t() @ weight,
+        "gradient of the weight": lambda: gradient @ states,
+    }
+    rates = {name: operations / best(run, 30) / 1e6 for name, run in named.items()}
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "tokens": tokens,
+        **rates,
+        "square": matrix_rate(dtype) / 1e9,
+    }
+
+
 def compiled(shape: ModelArguments, precision: str, context: int, rows: int) -> dict[str, Any]:
     """Time our step with its blocks compiled and not, and what compiling costs at the start."""
     case = Case(precision, 0.1, 0.1, rows)
@@ -121,7 +147,7 @@ def _loss_of(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def best(run: Callable[[], None], times: int = 5) -> float:
+def best(run: Callable[[], object], times: int = 5) -> float:
     """Return the least milliseconds of several runs, after one to warm up."""
     run()
     found = []

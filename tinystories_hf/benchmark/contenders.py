@@ -81,9 +81,9 @@ def build(name: str, shape: ModelArguments, case: Case) -> PreTrainedModel:
 
 
 def training_step(
-    name: str, shape: ModelArguments, training: TrainingArguments, case: Case, context: int
+    name: str, shape: ModelArguments, training: TrainingArguments, case: Case, rows: torch.Tensor
 ) -> Callable[[], int]:
-    """Return one optimizer step of a contender, on random rows; it returns its tokens.
+    """Return one optimizer step of a contender on rows, (rows, context); it returns its tokens.
 
     A step is what the Trainer's is: forward, backward, clipping, fused AdamW.
     """
@@ -101,7 +101,7 @@ def training_step(
         weight_decay=training.weight_decay,
         fused=True,
     )
-    rows = torch.randint(shape.vocab_size, (case.rows, context), device=device_type())
+    rows = rows.to(device_type())
 
     def step() -> int:
         bf16 = case.precision == "bf16"

@@ -42,8 +42,9 @@ from tinystories_hf.corpus import open_corpus
 from tinystories_hf.data import PreparedData, prepare, token_stream
 from tinystories_hf.generation import continue_prompts
 from tinystories_hf.modeling import story_generation_config
+from tinystories_hf.packing import PackedRows
 from tinystories_hf.tokenizer import END_OF_TEXT
-from tinystories_hf.training import build_trainer, build_trainer_arguments
+from tinystories_hf.training import build_trainer, build_trainer_arguments, collate_rows
 
 Numbers = dict[str, Any]
 
@@ -67,6 +68,11 @@ class Bench:
         """Tokens in a row."""
         return self.arguments.data.context_length
 
+    def first_rows(self) -> torch.Tensor:
+        """Return as many training rows as a step has, (rows, context)."""
+        rows = PackedRows(self.prepared.train)
+        return collate_rows([rows[row] for row in range(self.rows)])["input_ids"]
+
     def cases(self) -> list[Case]:
         """Return both precisions, without dropout, without attention dropout, with all of it."""
         return [
@@ -78,10 +84,10 @@ class Bench:
 
 def training_steps(bench: Bench) -> list[Numbers]:
     """Time one optimizer step of each contender in each case."""
-    found = []
+    found, rows = [], bench.first_rows()
     for case in bench.cases():
         steps = {
-            name: training_step(name, bench.shape, bench.arguments.training, case, bench.context)
+            name: training_step(name, bench.shape, bench.arguments.training, case, rows)
             for name in (STOCK, OURS, GPT2)
         }
         found.append(_compare("step", case, steps, bench.rounds))
@@ -90,10 +96,10 @@ def training_steps(bench: Bench) -> list[Numbers]:
 
 def memory(bench: Bench) -> list[Numbers]:
     """Return the peak of a process that makes two steps with all dropouts, of each contender."""
-    found = []
+    found, rows = [], bench.first_rows()
     for precision in PRECISIONS:
         case = Case(precision, 0.1, 0.1, bench.rows)
-        arguments = (bench.shape, bench.arguments.training, case, bench.context)
+        arguments = (bench.shape, bench.arguments.training, case, rows)
         peaks = {name: peak_memory(_two_steps, name, *arguments) for name in (STOCK, OURS, GPT2)}
         found.append({**asdict(case), **peaks})
         said = ", ".join(f"{name} {peak / 2**20:,.0f}" for name, peak in peaks.items())
@@ -122,7 +128,7 @@ def end_to_end(bench: Bench, steps: int = 12) -> Numbers:
     )
     arguments = bench.arguments._replace(training=training)
     case = Case("fp32", bench.shape.attention_dropout, bench.shape.resid_dropout, bench.rows)
-    step = training_step(OURS, bench.shape, training, case, bench.context)
+    step = training_step(OURS, bench.shape, training, case, bench.first_rows())
     runs = {
         "bare loop": partial(rate_of, lambda: sum(step() for _ in range(steps - 1))),
         OURS: partial(_trainer_rate, arguments, bench.prepared, case, OURS),
@@ -274,9 +280,10 @@ def growth(bench: Bench) -> list[Numbers]:
     found = []
     for axis, value, shape, rows, context in plans:
         case = Case("fp32", shape.attention_dropout, shape.resid_dropout, rows)
+        drawn = torch.randint(shape.vocab_size, (rows, context))
         names = (STOCK, OURS) if rows * context <= 4096 and context <= 512 else (OURS,)
         steps = {
-            name: training_step(name, shape, bench.arguments.training, case, context)
+            name: training_step(name, shape, bench.arguments.training, case, drawn)
             for name in names
         }
         found.append(

@@ -193,6 +193,7 @@ def _alternatives(found: Numbers) -> str:
     titles = {
         "attention": "Attention of a local layer, forward and backward, ms",
         "loss": "Head and loss, forward and backward, ms",
+        "products": "Matrix products of the head over one chunk of tokens, GFLOP/s",
         "compile": "Our step without its optimizer, blocks compiled and not, ms",
     }
     pages = []
