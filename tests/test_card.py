@@ -19,7 +19,7 @@ def test_the_card_states_the_facts_of_the_run(trained_run: Path) -> None:
     assert card.data.license == "mit"
     assert card.data.pipeline_tag == "text-generation"
     assert "gpt_neo" in card.data.tags
-    evaluation = json.loads((trained_run / "eval_results.json").read_text())["validation"]
+    evaluation = json.loads((trained_run / "eval_results.json").read_text())["loss"]["packed"]
     assert f"{evaluation['loss']:.4f}" in card.text
     assert "37,568 parameters" in card.text
     assert "8 sequences = 512 tokens per step" in card.text

@@ -136,7 +136,7 @@ def test_the_published_card_states_the_results_and_its_code_runs(
     (tmp_path / "README.md").write_text(text)
     card = ModelCard.load(tmp_path / "README.md")
     stated = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    measured = json.loads((folder / "run" / "eval_results.json").read_text())["validation"]
+    measured = json.loads((folder / "run" / "eval_results.json").read_text())["loss"]["packed"]
     assert stated == {key: measured[key] for key in ("loss", "perplexity", "bits_per_byte")}
     assert not re.search(r"\{\{|\{%|\bNone\b|\bnan\b|undefined", text)
     snippets = re.findall(r"```python\n(.*?)```", text, re.S)

@@ -69,3 +69,44 @@ def test_a_gigabyte_is_prepared_fast_in_little_memory_and_once(
     assert peak < 2e9
     assert tokens / seconds > 0.8e6
     assert again < 5
+
+
+ASK = """
+import random, sys, time
+from tests.evaluation.test_memorization import generations
+from tinystories_hf.arguments import parse_arguments
+from tinystories_hf.corpus import read_text
+from tinystories_hf.evaluation.memorization import compare
+from tinystories_hf.evaluation.training_index import training_index
+from pathlib import Path
+
+start = time.perf_counter()
+data = parse_arguments(["--dataset", "gb.txt", "--prepared_dir", "prepared"]).data
+index = training_index(data, quiet=True)
+opened = time.perf_counter()
+if len(sys.argv) > 1:
+    stories = [story for _, story in zip(range(2000), read_text(Path("gb.txt")))]
+    parts = generations(stories, 2637, 0)  # six of them are as long as a story that is told
+    texts = [sum(parts[at : at + 6], []) for at in range(0, len(parts), 6)]
+    asked = time.perf_counter()
+    compare(texts, texts, index)
+    seconds = time.perf_counter() - asked
+    print(f"{len(texts)} generations, {sum(map(len, texts))} words: {seconds:.1f} s", flush=True)
+else:
+    made = index.manifest
+    print(f"{made.stories:,} stories, {made.words:,} words: {opened - start:.1f} s", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_gigabyte_is_indexed_and_asked_in_minutes(shared: Path, tmp_path: Path) -> None:
+    write_a_gigabyte(shared / "data/tinystories/TinyStories-train.txt", tmp_path / "gb.txt")
+    (tmp_path / "ask.py").write_text(ASK)
+    command = ["env", f"PYTHONPATH={ROOT}", sys.executable, "ask.py"]
+    building, most = run_measured(command, tmp_path)
+    asking, peak = run_measured([*command, "ask"], tmp_path)
+    print(f"built in {building:.0f} s, {most / 1e9:.2f} GB")
+    print(f"asked in {asking:.0f} s, {peak / 1e9:.2f} GB")
+    assert building < 15 * 60
+    assert asking < 2 * 60
+    assert max(most, peak) < 3e9

@@ -16,11 +16,13 @@ import pytest
 from tests.conftest import ROOT, environment
 from tinystories_hf.arguments import parse_arguments
 from tinystories_hf.benchmark.run import parse_benchmark_arguments
+from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
 from tinystories_hf.script_arguments import parse_generation_arguments, parse_push_arguments
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 LAUNCHER_FLAGS = {"--config_file": 1, "--num_processes": 1, "-q": 0}
 
 
@@ -33,7 +35,8 @@ def commands(text: str) -> list[list[str]]:
 
 SCRIPT_COMMANDS = [
     words
-    for words in commands(README) + commands(RESULTS) + commands(BENCHMARKS)
+    for text in (README, RESULTS, BENCHMARKS, EVALUATION)
+    for words in commands(text)
     if any(word.startswith("scripts/") for word in words)
 ]
 
@@ -55,6 +58,8 @@ def test_a_command_of_the_readme_is_one_the_scripts_take(words: list[str]) -> No
         parse_generation_arguments(flags)
     elif script == "scripts/push_to_hub.py":
         parse_push_arguments(flags)
+    elif script == "scripts/evaluate.py":
+        parse_evaluation_arguments(flags)
     elif script == "scripts/benchmark.py":
         parse_benchmark_arguments([str(ROOT / f) if f.startswith("configs/") else f for f in flags])
     elif "--help" not in flags:
@@ -125,7 +130,7 @@ def test_a_loss_that_is_stated_is_one_that_is_recorded(text: str) -> None:
         number
         for path in (ROOT / "docs" / "results").rglob("eval_results.json")
         for number in (
-            f"{json.loads(path.read_text())['validation'][key]:.4f}"
+            f"{json.loads(path.read_text())['loss']['packed'][key]:.4f}"
             for key in ("loss", "bits_per_byte")
         )
     }

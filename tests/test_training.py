@@ -14,9 +14,10 @@ from transformers import GPTNeoForCausalLM
 from tests.conftest import train_tiny
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.batch import BatchPlan
-from tinystories_hf.data import prepare, token_stream
+from tinystories_hf.data import prepare
 from tinystories_hf.errors import UserError
-from tinystories_hf.evaluation.loss import token_loss
+from tinystories_hf.evaluation.loss import token_losses
+from tinystories_hf.evaluation.reading import PACKED, read_validation, reading, tokenize_stories
 from tinystories_hf.training import (
     StoryTrainer,
     build_trainer_arguments,
@@ -124,7 +125,7 @@ def test_a_tiny_model_learns_and_its_numbers_agree(trained_run: Path) -> None:
     assert log[20] < log[1] - 0.5
     results = json.loads((trained_run / "train_results.json").read_text())
     assert results["tokens_seen"] == 20 * 8 * 64
-    final = json.loads((trained_run / "eval_results.json").read_text())["validation"]
+    final = json.loads((trained_run / "eval_results.json").read_text())["loss"]["packed"]
     assert abs(final["loss"] - log[20]) < 0.5
 
 
@@ -151,14 +152,14 @@ def test_the_final_loss_is_that_of_the_saved_weights_in_fp32(
     tmp_path: Path, tiny_arguments: Parse
 ) -> None:
     train_tiny(tmp_path, "--bf16", "true", "--max_steps", "10")
-    recorded = json.loads((tmp_path / "run" / "eval_results.json").read_text())["validation"]
+    recorded = json.loads((tmp_path / "run" / "eval_results.json").read_text())["loss"]["packed"]
     model = GPTNeoForCausalLM.from_pretrained(tmp_path / "run")
     arguments = tiny_arguments()
-    prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
+    tokenizer = prepare(arguments.data, arguments.model.vocab_size, quiet=True).tokenizer
+    stories = tokenize_stories(tokenizer, read_validation(arguments.data).texts)
 
     def measure() -> float:
-        stream, size = token_stream(prepared, "validation"), prepared.manifest.validation.bytes
-        return token_loss(model, stream, size, context_length=64, batch_size=8).loss
+        return float(token_losses(model, reading(stories, PACKED, 64), batch_size=8).mean())
 
     assert recorded["loss"] == pytest.approx(measure(), rel=1e-6)
     with torch.autocast("cpu", torch.bfloat16):

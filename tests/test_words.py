@@ -77,3 +77,12 @@ def test_without_a_compiler_the_ids_are_the_same(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(words, "_library", lambda: None)
     stories = drawn_stories(3, PIECES + STRANGE)
     assert StoryTokenizer(TRAINED)(stories).tolist() == slow(stories, TRAINED)
+
+
+def test_a_tokenizer_that_would_cut_stories_does_not(tmp_path: Path) -> None:
+    TRAINED.save_pretrained(tmp_path)
+    cutting = AutoTokenizer.from_pretrained(tmp_path)
+    cutting.backend_tokenizer.enable_truncation(4)
+    cutting.backend_tokenizer.enable_padding(length=200)
+    stories = [*toy_stories(3), "Zoë ran and ran and ran."]
+    assert StoryTokenizer(cutting)(stories).tolist() == slow(stories, TRAINED)

@@ -8,7 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinystories_hf.evaluation.paper import EVAL_LOSS
+from tinystories_hf.evaluation import report
+from tinystories_hf.evaluation.paper import GPT_NEO_VOCABULARY, paper_row
+from tinystories_hf.evaluation.results import read_results
 from tinystories_hf.provenance import EVAL_RESULTS, SAMPLES_FILE, TRAIN_RESULTS, read_record
 
 CARD_FILE = "README.md"
@@ -16,7 +18,6 @@ PACKAGE = Path(__file__).resolve().parent
 # The corpus whose defects have been counted: the first version, which the paper trained on.
 TINYSTORIES = "roneneldan/TinyStories"
 V1_FILES = ("TinyStories-train.txt", "TinyStories-valid.txt")
-GPT_NEO_VOCABULARY = 50_257
 METRIC_NAMES = {
     "loss": "Loss, nats per token",
     "perplexity": "Perplexity",
@@ -55,7 +56,8 @@ def card_facts(run_dir: Path, model_id: str) -> dict[str, Any]:
     record = asdict(read_record(run_dir))
     configuration, dataset = record["configuration"], record["dataset"]
     results = json.loads((run_dir / TRAIN_RESULTS).read_text(encoding="utf-8"))
-    evaluation = json.loads((run_dir / EVAL_RESULTS).read_text(encoding="utf-8"))["validation"]
+    evaluated = read_results(run_dir / EVAL_RESULTS)
+    evaluation = evaluated["loss"]["packed"]
     last_samples = (run_dir / SAMPLES_FILE).read_text(encoding="utf-8").split("\n## Step ")[-1]
     source = dataset["train"]["source"]
     return {
@@ -69,7 +71,10 @@ def card_facts(run_dir: Path, model_id: str) -> dict[str, Any]:
         "parameters": record["parameters"],
         "prompts": configuration["training"]["sample_prompts"],
         "results": results,
-        "evaluation": evaluation,
+        "loss": evaluated["loss"],
+        "readings": report.readings(evaluated["loss"]),
+        "with_interval": report.with_interval,
+        "other_suites": report.other_suites(evaluated),
         "metrics": [
             {"type": key, "name": name, "value": evaluation[key]}
             for key, name in METRIC_NAMES.items()
@@ -87,7 +92,8 @@ def _paper_loss(model: dict[str, Any]) -> float | None:
     """Return the paper's loss for the same shape over the same tokens, None where it has none."""
     if model["vocab_size"] != GPT_NEO_VOCABULARY:
         return None
-    return EVAL_LOSS.get((model["hidden_size"], model["num_layers"]))
+    row = paper_row(model["hidden_size"], model["num_layers"])
+    return None if row is None else row.loss
 
 
 def _energy_kwh(sessions: list[dict[str, Any]], seconds: float) -> float | None:

@@ -30,6 +30,12 @@ class CleaningCounts:
     """16 bytes per story kept, filled only where duplicates or overlap are looked for."""
 
 
+def options(data: DataArguments) -> list[str]:
+    """Return the names of the repairs that are asked for."""
+    names = ("drop_empty", "repair_mojibake", "drop_duplicates", "drop_validation_overlap")
+    return [name for name in names if getattr(data, name)]
+
+
 def clean(
     stories: Iterable[str],
     data: DataArguments,

@@ -87,11 +87,12 @@ def _find_splits(data: DataArguments) -> tuple[Split, Split | None]:
 
 
 def _toy(data: DataArguments) -> Split:
-    from tinystories_hf.toy import toy_stories
+    from tinystories_hf import toy
 
+    code = hashlib.sha256(Path(toy.__file__).read_bytes()).hexdigest()
     return Split(
-        {"toy": {"stories": data.toy_stories, "seed": data.toy_seed}},
-        lambda: toy_stories(data.toy_stories, data.toy_seed),
+        {"toy": {"stories": data.toy_stories, "seed": data.toy_seed, "code_sha256": code}},
+        lambda: toy.toy_stories(data.toy_stories, data.toy_seed),
         data.toy_stories,
     )
 

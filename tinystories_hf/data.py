@@ -14,7 +14,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -117,15 +117,13 @@ def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> Pre
         finally:  # where both are wrong, the text is named first
             found = opening.result()
     fingerprint = _fingerprint(data, found, tokenizer, vocab_size)
-    root = prepared_root(data)
-    folder = root / fingerprint
+    folder = prepared_root(data) / fingerprint
     if not folder.exists():
-        with _unfinished_folder(root) as work:
+        with publishing(folder) as work:
             if tokenizer is None:
-                stories = _progress(found.train, "training the tokenizer", quiet)
+                stories = stories_with_progress(found.train, "training the tokenizer", quiet)
                 tokenizer = tokenizing.train_tokenizer(stories, vocab_size, data.context_length)
             _write(work, data, found, tokenizer, fingerprint, quiet)
-            _publish(work, folder)
     return load_prepared(folder, tokenizer)
 
 
@@ -212,47 +210,38 @@ def _fingerprint(
         "tokenizers": metadata.version("tokenizers"),
         "train": found.train.identity,
         "validation": found.validation.identity,
-        "cleaning": _cleaning_options(data),
+        "cleaning": cleaning.options(data),
         "context_length": data.context_length,
         "tokenizer": f"{tokenizing.TRAIN} {vocab_size}"
         if tokenizer is None
         else tokenizing.content_sha256(tokenizer),
     }
-    if "toy" in found.train.identity:
-        from tinystories_hf import toy
-
-        parts["toy"] = Path(toy.__file__).read_text()
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return f"{Path(data.dataset).stem}-{data.context_length}-{digest[:16]}"
 
 
-def _cleaning_options(data: DataArguments) -> list[str]:
-    names = ("drop_empty", "repair_mojibake", "drop_duplicates", "drop_validation_overlap")
-    return [name for name in names if getattr(data, name)]
-
-
 @contextlib.contextmanager
-def _unfinished_folder(root: Path) -> Iterator[Path]:
-    """Yield a folder to work in; whatever happens, nothing of it is left behind."""
+def publishing(folder: Path) -> Iterator[Path]:
+    """Yield a folder to work in, which gets its name when all is done.
+
+    Whatever happens, nothing half done is left behind. A process that was quicker made the same.
+    """
+    root = folder.parent
     created = [path for path in (root, *root.parents) if not path.exists()]
     root.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=root))
     try:
         yield work
+        try:
+            work.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
         with contextlib.suppress(OSError):  # a folder that is in use by now stays
             for path in created:
                 path.rmdir()
-
-
-def _publish(work: Path, folder: Path) -> None:
-    """Give the finished folder its name; a process that was quicker made the same."""
-    try:
-        work.rename(folder)
-    except OSError:
-        if not folder.exists():
-            raise
 
 
 def _write(
@@ -283,7 +272,7 @@ def _write(
             "vocab_sha256": tokenizing.vocab_sha256(tokenizer),
             "merges_sha256": tokenizing.merges_sha256(tokenizer),
         },
-        cleaning=_cleaning_options(data),
+        cleaning=cleaning.options(data),
         versions={name: metadata.version(name) for name in ("tokenizers", "datasets")},
         seconds=round(time.perf_counter() - start, 3),
         train=train,
@@ -304,7 +293,7 @@ def _write_split(
 ) -> SplitManifest:
     """Write the rows of one split and return its counts."""
     stories = cleaning.clean(
-        _progress(split, f"preparing {name}", quiet), data, counts, other_split
+        stories_with_progress(split, f"preparing {name}", quiet), data, counts, other_split
     )
     text_bytes = 0
     tokenize = StoryTokenizer(tokenizer)
@@ -335,7 +324,7 @@ def _write_split(
     )
 
 
-def _progress(split: Split, what: str, quiet: bool) -> Iterable[str]:
+def stories_with_progress(split: Split, what: str, quiet: bool) -> Iterator[str]:
     """Yield the stories under a progress bar that shows only where a person looks on."""
     from tqdm.auto import tqdm
 

@@ -13,11 +13,16 @@ from huggingface_hub import constants, errors
 
 from tinystories_hf.errors import UserError
 
-RepoType = Literal["dataset", "model"]
+Kind = Literal["dataset", "tokenizer", "model"]
+FLAGS: dict[Kind, str] = {
+    "dataset": "--dataset FILE_OR_FOLDER",
+    "tokenizer": "--tokenizer FOLDER",
+    "model": "--model FOLDER",
+}
 TIMEOUT_SECONDS = 10
 
 
-def resolve_commit(repo_id: str, repo_type: RepoType, revision: str | None) -> str:
+def resolve_commit(repo_id: str, kind: Kind, revision: str | None) -> str:
     """Return the commit that a revision stands for; one quick request, without retries.
 
     Raises:
@@ -26,20 +31,18 @@ def resolve_commit(repo_id: str, repo_type: RepoType, revision: str | None) -> s
     try:
         if constants.HF_HUB_OFFLINE:
             path = huggingface_hub.snapshot_download(
-                repo_id, repo_type=repo_type, revision=revision, local_files_only=True
+                repo_id, repo_type=_repo_type(kind), revision=revision, local_files_only=True
             )
             return Path(path).name
         info = huggingface_hub.HfApi().repo_info(
-            repo_id, repo_type=repo_type, revision=revision, timeout=TIMEOUT_SECONDS
+            repo_id, repo_type=_repo_type(kind), revision=revision, timeout=TIMEOUT_SECONDS
         )
     except Exception as error:
-        raise explain(error, repo_id, repo_type, revision) from error
+        raise explain(error, repo_id, kind, revision) from error
     return str(info.sha)
 
 
-def download_files(
-    repo_id: str, repo_type: RepoType, revision: str | None, patterns: list[str]
-) -> Path:
+def download_files(repo_id: str, kind: Kind, revision: str | None, patterns: list[str]) -> Path:
     """Download the files that match and return the snapshot's folder, named by its commit.
 
     Raises:
@@ -48,16 +51,16 @@ def download_files(
     """
     try:
         snapshot = huggingface_hub.snapshot_download(
-            repo_id, repo_type=repo_type, revision=revision, allow_patterns=patterns
+            repo_id, repo_type=_repo_type(kind), revision=revision, allow_patterns=patterns
         )
     except Exception as error:
-        raise explain(error, repo_id, repo_type, revision) from error
+        raise explain(error, repo_id, kind, revision) from error
     return Path(snapshot)
 
 
-def explain(error: Exception, repo_id: str, repo_type: RepoType, revision: str | None) -> UserError:
+def explain(error: Exception, repo_id: str, kind: Kind, revision: str | None) -> UserError:
     """Say in one sentence what went wrong on the way to the Hub, and what to do."""
-    what = f"the {'tokenizer' if repo_type == 'model' else repo_type} {repo_id}"
+    what = f"the {kind} {repo_id}"
     if isinstance(error, UserError):
         return error
     if isinstance(error, errors.HFValidationError):
@@ -69,9 +72,13 @@ def explain(error: Exception, repo_id: str, repo_type: RepoType, revision: str |
             f"{what} is no local path and not on {constants.ENDPOINT}; check the name,"
             " or log in with `hf auth login` if it is private"
         )
-    flag = "--tokenizer FOLDER" if repo_type == "model" else "--dataset FILE_OR_FOLDER"
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     return UserError(
-        f"could not reach {constants.ENDPOINT} for {what} ({reason}); give local files with {flag},"
+        f"could not reach {constants.ENDPOINT} for {what} ({reason}); give local files with"
+        f" {FLAGS[kind]},"
         " or set HF_HUB_OFFLINE=1 to use what is already in the Hugging Face cache"
     )
+
+
+def _repo_type(kind: Kind) -> str:
+    return "dataset" if kind == "dataset" else "model"

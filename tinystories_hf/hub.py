@@ -42,7 +42,10 @@ MODEL_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json"),
 )
-RUN_FILES = (CARD_FILE, provenance.FILE, "*_results.json", provenance.SAMPLES_FILE, "*.png")
+RUN_FILES = (
+    *(CARD_FILE, provenance.FILE, provenance.SAMPLES_FILE),
+    *("*_results.json", "evaluation.md", "*.png"),
+)
 REQUIRED = ("config.json", "model.safetensors", "tokenizer.json", CARD_FILE, provenance.FILE)
 # Copies of checkpoints that are to become branches; each goes when it is published.
 WAITING = "unpublished"

@@ -88,7 +88,7 @@ def ask(request: Callable[[HfApi], T], patience: Patience = FOR_CHECKS) -> T:
         try:
             return request(HfApi())
         except Exception as error:
-            passing, named = _is_transient(error)
+            passing, named = is_transient(error)
             seconds = wait if named is None else named
             if not passing or number == patience.attempts or seconds > MAX_WAIT_SECONDS:
                 raise
@@ -108,7 +108,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _is_transient(error: Exception) -> tuple[bool, float | None]:
+def is_transient(error: Exception) -> tuple[bool, float | None]:
     """Tell whether an error may pass by itself, and how long the Hub asks to wait."""
     for cause in _chain(error):
         if isinstance(cause, UserError):
@@ -138,7 +138,7 @@ def explain(error: Exception, repo_id: str) -> str:
         return f"{constants.ENDPOINT} does not accept the Hub token; log in with `hf auth login`"
     if status == 403:
         return f"the Hub token may not write to {repo_id} ({_reason(error)})"
-    if status is None and _is_transient(error)[0]:
+    if status is None and is_transient(error)[0]:
         return f"could not reach {constants.ENDPOINT} ({_reason(error)})"
     return _reason(error)
 

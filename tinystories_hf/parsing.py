@@ -10,7 +10,7 @@ import argparse
 import difflib
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -230,12 +230,18 @@ class StrictParser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists all flags")
 
     def add_dataclass(
-        self, title: str, cls: type[Any], shown: Mapping[str, Setting] | None = None
+        self,
+        title: str,
+        cls: type[Any],
+        shown: Mapping[str, Setting] | None = None,
+        leave_out: Collection[str] = (),
     ) -> None:
-        """Add a flag for each field; `shown` holds the values that the help gives as defaults."""
+        """Add a flag for each field but some; `shown` is what the help gives as defaults."""
         group = self.add_argument_group(title)
         hints = get_type_hints(cls)
         for declared in fields(cls):
+            if declared.name in leave_out:
+                continue
             hint = hints[declared.name]
             words: dict[str, Any] = {"metavar": _metavar(hint)}
             if get_origin(hint) is list or any(get_origin(m) is list for m in _members(hint)):

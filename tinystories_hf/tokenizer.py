@@ -40,7 +40,7 @@ def load_tokenizer(data: DataArguments, vocab_size: int) -> PreTrainedTokenizerF
     if not folder.is_dir():
         if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise UserError(f"tokenizer: {name} is not a folder; give a folder or a Hub name")
-        folder = download_files(name, "model", data.tokenizer_revision, FILES)
+        folder = download_files(name, "tokenizer", data.tokenizer_revision, FILES)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +31,13 @@ from tinystories_hf.callbacks import (
     StorySamples,
 )
 from tinystories_hf.card import write_card
-from tinystories_hf.data import PreparedData, prepare, token_stream
+from tinystories_hf.data import PreparedData, prepare
 from tinystories_hf.errors import UserError
-from tinystories_hf.evaluation.loss import TokenLoss, token_loss
+from tinystories_hf.evaluation.arguments import EvaluationArguments
 from tinystories_hf.evaluation.plots import plot_loss
+from tinystories_hf.evaluation.results import Results, new_results, write_results
+from tinystories_hf.evaluation.subject import describe_subject
+from tinystories_hf.evaluation.suites import Task, measure
 from tinystories_hf.hardware import (
     choose_precision,
     compiles,
@@ -323,25 +325,43 @@ def finish_run(
     """Save the model, measure its final loss and complete the run directory."""
     run_dir = Path(arguments.training.output_dir)
     trainer.save_model()
-    # What is published is fp32: without the autocast that accelerate has put into the model.
-    loss = token_loss(
-        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False),
-        token_stream(prepared, "validation"),
-        prepared.manifest.validation.bytes,
-        context_length=arguments.data.context_length,
-        batch_size=arguments.training.per_device_eval_batch_size,
-    )
+    evaluated = evaluate_run(arguments, trainer, prepared, record)
+    loss = evaluated["loss"]["packed"]
     results = training_results(trainer)
     if trainer.is_world_process_zero():
         # A pickle of the Trainer's settings, which nothing needs and nobody should load.
         (run_dir / "training_args.bin").unlink(missing_ok=True)
         provenance.write_json(run_dir / provenance.TRAIN_RESULTS, results)
-        provenance.write_json(run_dir / provenance.EVAL_RESULTS, {"validation": asdict(loss)})
+        write_results(run_dir, evaluated)
         plot_loss(trainer.state.log_history, run_dir / LOSS_PLOT, run_dir.name)
         record.finish(run_dir)
         write_card(run_dir, destination.repo_id if destination else None)
         print_ending(arguments, trainer, loss)
-    return {**results, "validation_loss": loss.loss, "bits_per_byte": loss.bits_per_byte}
+    return {**results, "validation_loss": loss["loss"], "bits_per_byte": loss["bits_per_byte"]}
+
+
+def evaluate_run(
+    arguments: Arguments,
+    trainer: StoryTrainer,
+    prepared: PreparedData,
+    record: provenance.RunRecord,
+) -> Results:
+    """Measure the loss as scripts/evaluate.py does, each process its share."""
+    run_dir = arguments.training.output_dir
+    subject = describe_subject(
+        # What is published is fp32: without the autocast that accelerate has put into the model.
+        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False),
+        prepared.tokenizer,
+        name=str(provenance.portable(run_dir)),
+        context_length=arguments.data.context_length,
+        run_id=record.run_id,
+    )
+    evaluation = EvaluationArguments(
+        model=[run_dir], batch_size=arguments.training.per_device_eval_batch_size
+    )
+    task = Task(subject, arguments.data, evaluation, Path(run_dir))
+    loss = measure("loss", task, quiet=not trainer.is_world_process_zero())
+    return {**new_results(subject.facts), "loss": loss}
 
 
 def training_results(trainer: StoryTrainer) -> dict[str, float]:
@@ -357,13 +377,13 @@ def training_results(trainer: StoryTrainer) -> dict[str, float]:
     }
 
 
-def print_ending(arguments: Arguments, trainer: StoryTrainer, loss: TokenLoss) -> None:
+def print_ending(arguments: Arguments, trainer: StoryTrainer, loss: dict[str, Any]) -> None:
     """Print the last samples, the final loss and the line to run next."""
     for story in trainer.samples.latest:
         print(f"\n{story}")
     print(
-        f"\nvalidation  {loss.loss:.4f} nats per token, {loss.bits_per_byte:.4f} bits per byte,"
-        f" all {loss.tokens:,} tokens"
+        f"\nvalidation  {loss['loss']:.4f} nats per token, {loss['bits_per_byte']:.4f} bits per"
+        f" byte, all {loss['tokens']:,} tokens"
     )
     run_dir, prompt = arguments.training.output_dir, arguments.training.sample_prompts[0]
     python = os.path.relpath(sys.executable)

@@ -30,6 +30,9 @@ class StoryTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.eos = int(tokenizer.eos_token_id)
         self._backend = tokenizer.backend_tokenizer
+        # Settings that a tokenizer.json may bring along, and that would cut stories without a word.
+        self._backend.no_truncation()
+        self._backend.no_padding()
         description = json.loads(self._backend.to_str())
         self._added = [token["content"] for token in description["added_tokens"]]
         self._library = _library() if _cuts_as_gpt2(description) else None

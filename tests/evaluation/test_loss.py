@@ -1,84 +1,298 @@
 from __future__ import annotations
 
+import copy
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import GPTNeoForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoForCausalLM as Stock
 
-from tinystories_hf.arguments import Arguments
-from tinystories_hf.evaluation.loss import TokenLoss, token_loss
-from tinystories_hf.modeling import build_model
+from tests.conftest import LAUNCH, ROOT, SHARED, environment
+from tinystories_hf.evaluation.loss import positions, split_loss, summarize, token_losses
+from tinystories_hf.evaluation.reading import (
+    BY_STORY,
+    PACKED,
+    PROTOCOLS,
+    TokenizedStories,
+    Validation,
+    reading,
+    stands_in,
+    tokenize_stories,
+)
+from tinystories_hf.modeling import GPTNeoForCausalLM
 from tinystories_hf.tokenizer import train_tokenizer
 from tinystories_hf.toy import toy_stories
 
 CONTEXT = 16
-TOKENIZER = train_tokenizer(toy_stories(200), 320, CONTEXT)
+# Ragged: shorter and longer than the context, empty, not ASCII, and one that spells the mark out.
+STORIES = [
+    "A cat sat.",
+    "Once there was a dog who ran and ran, over the hill and far away, and never once came home.",
+    "",
+    "Zoë said “no”!",
+    "He wrote <|endoftext|> on the wall.",
+    "Lily had a red ball and a blue kite, a small boat, a big hat, two cups, a key and a bell, and"
+    " every day she played with all of them until the sun went down behind the trees.",
+]
 
 
-@pytest.fixture
-def model(tiny_arguments: Callable[..., Arguments]) -> GPTNeoForCausalLM:
-    torch.manual_seed(0)
-    built = build_model(tiny_arguments("--initializer_range", "0.3").model, TOKENIZER, CONTEXT)
-    return built.eval()
+def byte_pairs() -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE as this project trains it: one mark begins and ends."""
+    return train_tokenizer(toy_stories(200, 0), 400, CONTEXT)
 
 
-def stream(length: int) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
-    return np.random.default_rng(length).integers(0, 320, length).astype(np.uint16)
+def words_with_marks() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of whole words, with other marks for begin and end."""
+    words = sorted({word for story in toy_stories(50, 0) for word in story.split()})
+    vocabulary = {word: at for at, word in enumerate(["<s>", "</s>", "<unk>", *words])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
-def slow_nats(model: GPTNeoForCausalLM, ids: list[int]) -> float:
-    """Score one token at a time in float64, in windows that begin with the token before them."""
-    exact = model.double().requires_grad_(False)
-    total = 0.0
-    for position, target in enumerate(ids):
-        start = position // CONTEXT * CONTEXT
-        context = [model.config.eos_token_id, *ids][start : position + 1]
-        logits = exact(torch.tensor([context])).logits[0, -1]
-        total -= float(torch.log_softmax(logits, -1)[target])
-    model.float()
-    return total
+def gpt_neo() -> PreTrainedTokenizerFast:
+    """Return the published models' own tokenizer."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared (the real tokenizer), which is not there")
+    return AutoTokenizer.from_pretrained(SHARED / "data" / "gpt-neo-tokenizer")
 
 
-@pytest.mark.parametrize("length", [1, 15, 16, 17, 50])
-def test_the_loss_is_that_of_a_slow_computation_token_by_token(
-    model: GPTNeoForCausalLM, length: int
-) -> None:
-    ids = stream(length)
-    found = token_loss(model, ids, 100, context_length=CONTEXT, batch_size=2)
-    nats = slow_nats(model, ids.tolist())
-    assert found.tokens == length
-    assert found.loss == pytest.approx(nats / length, rel=1e-6)
-    assert found.bits_per_byte == pytest.approx(nats / math.log(2) / 100, rel=1e-6)
-    assert found.perplexity == pytest.approx(math.exp(nats / length), rel=1e-5)
+TOKENIZERS = [byte_pairs, words_with_marks, gpt_neo]
 
 
-def test_the_loss_is_the_same_for_every_batch_size(model: GPTNeoForCausalLM) -> None:
-    losses = [
-        token_loss(model, stream(777), 100, context_length=CONTEXT, batch_size=size).loss
-        for size in (1, 3, 16, 1000)
+def tiny(vocab_size: int, seed: int = 0) -> GPTNeoForCausalLM:
+    """Return a small model whose predictions differ from token to token."""
+    torch.manual_seed(seed)
+    config = GPTNeoConfig(
+        vocab_size=vocab_size, hidden_size=16, num_layers=2, num_heads=4, window_size=4,
+        attention_types=[[["global", "local"], 1]], max_position_embeddings=CONTEXT,
+        initializer_range=0.5, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = GPTNeoForCausalLM(config)
+    model.eval()
+    return model
+
+
+def slowly(
+    model: PreTrainedModel, tokenizer: Any, stories: list[str], protocol: str
+) -> list[float]:
+    """Return the nats of every token in fp64 by the stock model, each from its own prefix."""
+    config = copy.deepcopy(model.config)
+    config._attn_implementation = "eager"
+    stock = Stock(config).double().eval()
+    stock.load_state_dict({k: v.double() for k, v in model.state_dict().items()})
+    begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    encoded = [
+        [*tokenizer(story, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+        for story in stories
     ]
-    assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)
+    nats = []
+    texts = encoded if protocol == BY_STORY else [[token for ids in encoded for token in ids]]
+    for ids in texts:
+        before = [begin, *ids]
+        for at, target in enumerate(ids):
+            if protocol == PACKED or at < CONTEXT:
+                first = at // CONTEXT * CONTEXT
+            else:  # windows that end CONTEXT // 2 further each, the last one with the story
+                step = CONTEXT // 2
+                end = min(CONTEXT + ((at - CONTEXT) // step + 1) * step, len(ids))
+                first = end - CONTEXT
+            with torch.no_grad():
+                logits = stock(torch.tensor([before[first : at + 1]])).logits[0, -1]
+            nats.append(-float(torch.log_softmax(logits, -1)[target]))
+    return nats
 
 
-def test_a_model_that_knows_nothing_pays_the_logarithm_of_the_vocabulary(
-    model: GPTNeoForCausalLM,
+@pytest.mark.parametrize("make", TOKENIZERS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_loss_is_that_of_a_slow_computation_in_float64(
+    make: Callable[[], PreTrainedTokenizerFast], protocol: str
 ) -> None:
+    tokenizer = make()
+    model = tiny(len(tokenizer))
+    stories = tokenize_stories(tokenizer, STORIES)
+    read = reading(stories, protocol, CONTEXT)
+    found = token_losses(model, read, batch_size=3)
+    right = slowly(model, tokenizer, STORIES, protocol)
+    assert found.mean() == pytest.approx(np.mean(right), abs=1e-6)
+    np.testing.assert_allclose(found, right, atol=2e-5)
+    summed = summarize(stories, found, positions(read), protocol, np.ones(len(STORIES), dtype=bool))
+    assert summed.loss == pytest.approx(np.mean(right), abs=1e-6)
+    text_bytes = sum(len(story.encode()) for story in STORIES)
+    assert summed.bits_per_byte == pytest.approx(sum(right) / math.log(2) / text_bytes, abs=1e-6)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_token_is_counted_once(protocol: str) -> None:
+    stories = tokenize_stories(byte_pairs(), STORIES)
+    read = reading(stories, protocol, CONTEXT)
+    counted = np.zeros(len(stories.ids), dtype=int)
+    for begin, end, first in read.windows.tolist():
+        assert begin <= first < end <= begin + CONTEXT
+        counted[first:end] += 1
+    assert (counted == 1).all()
+    assert positions(read).max() == CONTEXT - 1
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_batch_size_does_not_change_the_loss(protocol: str) -> None:
+    tokenizer = byte_pairs()
+    model = tiny(len(tokenizer))
+    stories = tokenize_stories(tokenizer, list(toy_stories(40, 1)))
+    read = reading(stories, protocol, CONTEXT)
+    means = [token_losses(model, read, size).mean() for size in (1, 3, 16)]
+    assert means == pytest.approx([means[0]] * 3, abs=1e-6)
+
+
+def test_another_architecture_is_measured_by_its_own_logits() -> None:
+    tokenizer = words_with_marks()
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=CONTEXT,
+        initializer_range=0.5,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config).eval()
+    ids = tokenizer(STORIES[0], add_special_tokens=False).input_ids
+    with torch.no_grad():
+        logits = model(torch.tensor([[tokenizer.bos_token_id, *ids]])).logits[0].double()
+    targets = torch.tensor([*ids, tokenizer.eos_token_id])
+    right = torch.nn.functional.cross_entropy(logits, targets)
+    stories = tokenize_stories(tokenizer, [STORIES[0]])
+    found = token_losses(model, reading(stories, BY_STORY, CONTEXT), 4)
+    assert found.mean() == pytest.approx(float(right), abs=1e-6)
+
+
+def test_a_model_that_knows_nothing_pays_the_logarithm_of_the_vocabulary() -> None:
+    tokenizer = byte_pairs()
+    model = tiny(len(tokenizer))
     torch.nn.init.zeros_(model.transformer.wte.weight)
-    found = token_loss(model, stream(100), 100, context_length=CONTEXT, batch_size=4)
-    assert found.loss == pytest.approx(math.log(320), rel=1e-6)
+    read = reading(tokenize_stories(tokenizer, STORIES), PACKED, CONTEXT)
+    assert token_losses(model, read, 4).mean() == pytest.approx(math.log(len(tokenizer)), rel=1e-6)
 
 
-def test_dropout_is_off_while_measuring_and_on_again_after(
-    tiny_arguments: Callable[..., Arguments],
-) -> None:
-    model = build_model(tiny_arguments("--embed_dropout", "0.5").model, TOKENIZER, CONTEXT)
-
-    def measure() -> TokenLoss:
-        return token_loss(model, stream(40), 100, context_length=CONTEXT, batch_size=4)
-
+def test_dropout_is_off_while_measuring_and_on_again_after() -> None:
+    tokenizer = byte_pairs()
+    model = tiny(len(tokenizer))
+    model.transformer.drop.p = 0.5
+    read = reading(tokenize_stories(tokenizer, STORIES), PACKED, CONTEXT)
     model.train()
-    assert measure() == measure()
+    assert (token_losses(model, read, 4) == token_losses(model, read, 4)).all()
     assert model.training
+
+
+def test_what_stands_in_training_is_counted_apart() -> None:
+    tokenizer = byte_pairs()
+    model = tiny(len(tokenizer))
+    texts = list(toy_stories(12, 3))
+    known = stands_in(texts, ["Something else.", f"  {texts[4]}\n", texts[7]])
+    assert np.flatnonzero(known).tolist() == [4, 7]
+    found = split_loss(
+        model, tokenizer, Validation(texts, known, {}, []), context_length=CONTEXT, batch_size=4
+    )
+    assert (found.stories, found.in_training) == (12, 2)
+    assert found.not_in_training is not None
+    fresh = [text for text in texts if text not in (texts[4], texts[7])]
+    alone = split_loss(
+        model, tokenizer, Validation(fresh, np.zeros(10, dtype=bool), {}, []),
+        context_length=CONTEXT, batch_size=4,
+    )  # fmt: skip
+    rest = found.not_in_training[BY_STORY]
+    assert rest.loss == pytest.approx(alone.by_story.loss, abs=1e-6)
+    assert rest.tokens == alone.by_story.tokens
+    assert alone.not_in_training is None
+    # The loss of all is another: the planted stories do count there.
+    assert found.by_story.tokens > rest.tokens
+
+
+def test_loss_by_position_adds_up_and_the_interval_holds_the_loss() -> None:
+    tokenizer = byte_pairs()
+    found = split_loss(
+        tiny(len(tokenizer)), tokenizer,
+        Validation(list(toy_stories(30, 2)), np.zeros(30, dtype=bool), {}, []),
+        context_length=CONTEXT, batch_size=8,
+    )  # fmt: skip
+    for part in (found.packed, found.by_story):
+        assert [(at.first, at.end) for at in part.by_position] == [
+            (0, 1), (1, 2), (2, 4), (4, 8), (8, 16)
+        ]  # fmt: skip
+        assert sum(at.tokens for at in part.by_position) == part.tokens
+        total = sum(at.loss * at.tokens for at in part.by_position)
+        assert total / part.tokens == pytest.approx(part.loss)
+        assert part.loss_interval is not None
+        low, high = part.loss_interval
+        assert low < part.loss < high
+
+
+def test_the_interval_covers_what_it_should() -> None:
+    """Of 200 samples of known mean, about 95% of the intervals hold it."""
+    from tinystories_hf.evaluation.intervals import ratio_interval
+
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        lengths = generator.integers(20, 200, size=150)
+        nats = lengths * 2.0 + generator.normal(0, 1, size=150) * lengths * 0.3
+        found = ratio_interval(nats, lengths)
+        assert found is not None
+        held += found[0] <= 2.0 <= found[1]
+    assert 180 <= held <= 198
+    assert ratio_interval([1.0], [2.0]) is None
+
+
+def test_a_tokenizer_without_an_end_is_refused() -> None:
+    from tinystories_hf.errors import UserError
+
+    tokenizer = words_with_marks()
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="eos_token"):
+        tokenize_stories(tokenizer, ["A story."])
+
+
+def test_stories_keep_their_tokens_and_bytes() -> None:
+    tokenizer = byte_pairs()
+    stories: TokenizedStories = tokenize_stories(tokenizer, STORIES)
+    ends = [*stories.starts[1:].tolist(), len(stories.ids)]
+    for story, start, end, size in zip(
+        STORIES, stories.starts.tolist(), ends, stories.bytes.tolist(), strict=True
+    ):
+        ids = tokenizer(story, add_special_tokens=False).input_ids
+        assert stories.ids[start:end].tolist() == [*ids, tokenizer.eos_token_id]
+        assert size == len(story.encode())
+
+
+def test_two_processes_measure_the_same_loss(trained_run: Path, tmp_path: Path) -> None:
+    measured = []
+    for name, launcher in (
+        ("one", (sys.executable,)),
+        ("two", (*LAUNCH, "--num_processes", "2")),
+    ):
+        done = subprocess.run(
+            [*launcher, str(ROOT / "scripts/evaluate.py"), "--model", str(trained_run),
+             "--suite", "loss", "--output_dir", str(tmp_path / name)],
+            cwd=trained_run.parent, env=environment(tmp_path), capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        measured.append(json.loads((tmp_path / name / "eval_results.json").read_text())["loss"])
+    at_the_end = json.loads((trained_run / "eval_results.json").read_text())["loss"]
+    for protocol in PROTOCOLS:
+        one, two, trained = (m[protocol]["loss"] for m in (*measured, at_the_end))
+        assert one == pytest.approx(two, abs=1e-6)
+        assert one == pytest.approx(trained, abs=1e-6)

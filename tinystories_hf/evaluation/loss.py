@@ -15,84 +15,205 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.nn import functional
-from transformers import PreTrainedModel
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from tinystories_hf.evaluation.intervals import Interval, ratio_interval
+from tinystories_hf.evaluation.reading import (
+    PROTOCOLS,
+    Reading,
+    TokenizedStories,
+    Validation,
+    reading,
+    tokenize_stories,
+)
 from tinystories_hf.hardware import full_precision
 from tinystories_hf.modeling import GPTNeoForCausalLM
 
-PROTOCOL = "packed stream, windows of the context length, fp32, every token counted once"
+Losses = np.ndarray[Any, np.dtype[np.float64]]
+# Logits of a model that makes all of them at once stay below this; a row of 512 tokens and 50,257
+# columns takes 103 MB in fp32.
+LOGITS_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class PositionLoss:
+    """The mean loss of the tokens whose place in their window lies in [first, end)."""
+
+    first: int
+    end: int
+    loss: float
+    tokens: int
 
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """The loss over a whole split.
+    """The loss over stories by one protocol.
 
-    `loss` is in nats per token, an EOS after each story counted; `bits_per_byte` divides the same
-    sum by the UTF-8 bytes of the stories, so that it compares across tokenizers.
+    `loss` is in nats per token, the end of each story counted; `bits_per_byte` divides the same
+    sum by the UTF-8 bytes of the stories, so that it compares across tokenizers. Intervals are 95%,
+    by bootstrap over stories.
     """
 
+    protocol: str
     loss: float
+    loss_interval: Interval | None
     perplexity: float
     bits_per_byte: float
+    bits_per_byte_interval: Interval | None
+    stories: int
     tokens: int
     bytes: int
-    protocol: str = PROTOCOL
+    by_position: list[PositionLoss]
 
 
-def token_loss(
+@dataclass(frozen=True)
+class SplitLoss:
+    """The loss over a whole split by both protocols, and over what is not in training.
+
+    `in_training` counts the stories that stand verbatim in training; `not_in_training` is the loss
+    of the others by both protocols, None where that is all or none of them.
+    """
+
+    packed: TokenLoss
+    by_story: TokenLoss
+    stories: int
+    in_training: int
+    not_in_training: dict[str, TokenLoss] | None
+
+
+def split_loss(
     model: PreTrainedModel,
-    stream: np.ndarray[Any, Any],
-    text_bytes: int,
+    tokenizer: PreTrainedTokenizerFast,
+    validation: Validation,
     *,
     context_length: int,
     batch_size: int,
-) -> TokenLoss:
-    """Return the mean negative log-likelihood of a stream of token ids, shape (tokens,).
+    quiet: bool = False,
+) -> SplitLoss:
+    """Measure the loss over a validation split.
 
-    The stream, preceded by one EOS, is cut into windows of `context_length` that predict
-    `context_length` tokens each; the last one may be shorter. In a distributed run every process
-    takes its share of the windows and all return the same result.
+    In a distributed run every process takes its share and all return the same result.
+
+    Raises:
+        UserError: the tokenizer has no end of text.
     """
-    eos = np.array([model.config.eos_token_id], dtype=np.int64)
-    inputs = np.concatenate([eos, stream[:-1].astype(np.int64)])
-    targets = stream.astype(np.int64)
-    whole = len(targets) // context_length * context_length
-    windows = [
-        (part[:whole].reshape(-1, context_length), part[None, whole:]) for part in (inputs, targets)
-    ]
+    stories = tokenize_stories(tokenizer, validation.texts)
+    fresh = ~validation.in_training
+    whole, rest = {}, {}
+    for protocol in PROTOCOLS:
+        read = reading(stories, protocol, context_length)
+        losses = token_losses(model, read, batch_size, f"loss, {protocol}", quiet=quiet)
+        places = positions(read)
+        everything = np.ones(len(fresh), dtype=bool)
+        whole[protocol] = summarize(stories, losses, places, protocol, everything)
+        if 0 < fresh.sum() < len(fresh):
+            rest[protocol] = summarize(stories, losses, places, protocol, fresh)
+    return SplitLoss(
+        packed=whole["packed"],
+        by_story=whole["by_story"],
+        stories=len(fresh),
+        in_training=int(validation.in_training.sum()),
+        not_in_training=rest or None,
+    )
+
+
+def token_losses(
+    model: PreTrainedModel,
+    read: Reading,
+    batch_size: int,
+    what: str = "loss",
+    *,
+    quiet: bool = False,
+) -> Losses:
+    """Return the negative log-likelihood of every target in nats, (tokens,)."""
     state = PartialState()
+    losses = np.zeros(len(read.targets))
+    lengths = read.windows[:, 1] - read.windows[:, 0]
+    order = np.argsort(-lengths, kind="stable")  # those of like length share a batch
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     training = model.training
     model.eval()
-    nats = 0.0
-    for rows, labels in zip(*windows, strict=True):
-        starts = range(0, len(rows) if rows.size else 0, batch_size)
-        for start in starts[state.process_index :: state.num_processes]:
-            nats += _nats(
-                model, rows[start : start + batch_size], labels[start : start + batch_size]
-            )
+    hidden = True if quiet or not state.is_main_process else None  # None: shown on a terminal
+    with tqdm(total=len(losses), unit=" tokens", unit_scale=True, desc=what, disable=hidden) as bar:
+        for batch in batches[state.process_index :: state.num_processes]:
+            windows = read.windows[batch]
+            found = _window_losses(model, read, windows)
+            for (begin, end, counted), row in zip(windows.tolist(), found, strict=True):
+                losses[counted:end] = row[counted - begin : end - begin]
+            bar.update(int((windows[:, 1] - windows[:, 2]).sum()) * state.num_processes)
     model.train(training)
-    nats = math.fsum(gather_object([nats])) if state.num_processes > 1 else nats
-    loss = nats / len(targets)
-    return TokenLoss(
-        loss=loss,
-        perplexity=math.exp(loss) if loss < 700 else math.inf,
-        bits_per_byte=nats / math.log(2) / text_bytes,
-        tokens=len(targets),
-        bytes=text_bytes,
-    )
+    if state.num_processes > 1:
+        losses = np.sum(gather_object([losses]), axis=0)
+    return losses
 
 
 @torch.inference_mode()
 @full_precision()
-def _nats(
-    model: PreTrainedModel, rows: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]
-) -> float:
-    """Return the summed negative log-likelihood of the labels; the sum is taken in float64."""
-    input_ids = torch.from_numpy(rows).to(model.device)
-    targets = torch.from_numpy(labels).to(model.device)
+def _window_losses(model: PreTrainedModel, read: Reading, windows: np.ndarray[Any, Any]) -> Losses:
+    """Return the losses of windows, (windows, longest); what stands beyond a window is not one.
+
+    Shorter windows are filled up behind their end, where a causal model does not look.
+    """
+    width = int((windows[:, 1] - windows[:, 0]).max())
+    inputs, targets = (torch.zeros(len(windows), width, dtype=torch.long) for _ in range(2))
+    for row, (begin, end, _) in enumerate(windows.tolist()):
+        inputs[row, : end - begin] = torch.from_numpy(read.inputs[begin:end])
+        targets[row, : end - begin] = torch.from_numpy(read.targets[begin:end])
+    inputs, targets = inputs.to(model.device), targets.to(model.device)
     if isinstance(model, GPTNeoForCausalLM):
-        nats = model.token_losses(input_ids, targets)
-    else:
-        logits = model(input_ids, use_cache=False).logits.float()
-        nats = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-    return float(nats.double().sum())
+        return model.token_losses(inputs, targets).double().cpu().numpy()
+    rows = max(1, LOGITS_BYTES // (4 * width * model.get_input_embeddings().weight.shape[0]))
+    found = []
+    for part in range(0, len(windows), rows):
+        logits = model(inputs[part : part + rows], use_cache=False).logits.float()
+        labels = targets[part : part + rows]
+        found.append(functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none"))
+    return torch.cat(found).double().cpu().numpy()
+
+
+def positions(read: Reading) -> np.ndarray[Any, Any]:
+    """Return at which place of its window each token is counted, (tokens,)."""
+    places = np.empty(len(read.targets), dtype=np.int64)
+    for begin, end, counted in read.windows.tolist():
+        places[counted:end] = np.arange(counted - begin, end - begin)
+    return places
+
+
+def summarize(
+    stories: TokenizedStories,
+    losses: Losses,
+    places: np.ndarray[Any, Any],
+    protocol: str,
+    chosen: np.ndarray[Any, np.dtype[np.bool_]],
+) -> TokenLoss:
+    """Sum up the losses of the chosen stories; `chosen` is (stories,)."""
+    nats = np.add.reduceat(losses, stories.starts)[chosen]
+    tokens, text_bytes = stories.lengths[chosen], stories.bytes[chosen]
+    bits = nats / math.log(2)
+    counted = np.repeat(chosen, stories.lengths)
+    loss = nats.sum() / tokens.sum()
+    return TokenLoss(
+        protocol=PROTOCOLS[protocol],
+        loss=float(loss),
+        loss_interval=ratio_interval(nats, tokens),
+        perplexity=math.exp(loss) if loss < 700 else math.inf,
+        bits_per_byte=float(bits.sum() / text_bytes.sum()),
+        bits_per_byte_interval=ratio_interval(bits, text_bytes),
+        stories=len(nats),
+        tokens=int(tokens.sum()),
+        bytes=int(text_bytes.sum()),
+        by_position=_by_position(losses[counted], places[counted]),
+    )
+
+
+def _by_position(losses: Losses, places: np.ndarray[Any, Any]) -> list[PositionLoss]:
+    """Return the mean loss at place 0, 1, 2 to 3, 4 to 7 and so on."""
+    bins = np.ceil(np.log2(places + 1)).astype(np.int64)
+    sums, counts = np.bincount(bins, weights=losses), np.bincount(bins)
+    return [
+        PositionLoss(
+            0 if k == 0 else 2 ** (k - 1), 2**k, float(sums[k] / counts[k]), int(counts[k])
+        )
+        for k in np.flatnonzero(counts).tolist()
+    ]

@@ -1,0 +1,27 @@
+"""Measure a model as the TinyStories paper did: loss, knowledge, stories, memorisation, a judge.
+
+    python scripts/evaluate.py --model runs/xs
+    python scripts/evaluate.py --model roneneldan/TinyStories-1M runs/xs --suite loss,cloze
+    python scripts/evaluate.py --model runs/xs --suite judge --judge_model gpt-4o --judge_confirm
+    python scripts/evaluate.py --results runs/*/eval_results.json --output_dir comparison
+
+Takes run directories, folders and names on the Hub, of any causal language model. Writes
+eval_results.json, evaluation.md with its pictures, and every story and reply as JSON lines. The
+same command goes on where it was stopped. The key of an endpoint is read from JUDGE_API_KEY.
+"""
+
+from tinystories_hf.errors import report_user_errors
+from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
+
+
+def main() -> None:
+    """Parse, measure."""
+    request = parse_evaluation_arguments(description=__doc__ or "")
+    from tinystories_hf.evaluation.run import run_evaluation
+
+    run_evaluation(request)
+
+
+if __name__ == "__main__":
+    with report_user_errors():
+        main()

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import TINY_CONFIG
+from tinystories_hf.arguments import DataArguments, parse_arguments
+from tinystories_hf.corpus import Split, read_text
+from tinystories_hf.evaluation.memorization import compare, draw_stories
+from tinystories_hf.evaluation.ngrams import kgrams, rouge_precision, words_of
+from tinystories_hf.evaluation.reading import stands_in
+from tinystories_hf.evaluation.subject import Subject, load_subject
+from tinystories_hf.evaluation.training_index import TrainingIndex, training_index, write_index
+from tinystories_hf.toy import toy_stories
+
+
+def index_of(stories: Sequence[str], folder: Path) -> TrainingIndex:
+    folder.mkdir()
+    write_index(folder, stories, Split({}, lambda: iter(stories)), [])
+    return TrainingIndex(folder)
+
+
+def brute_force(texts: list[list[str]], stories: list[list[str]]) -> dict[str, Any]:
+    """Answer all questions of the index by comparing everything with everything."""
+    counts = {
+        k: Counter(gram for story in stories for gram in kgrams(story, k)) for k in (2, 3, 4, 5)
+    }
+    nearest = {
+        k: [max(rouge_precision(text, story, k) for story in stories) for text in texts]
+        for k in (2, 3)
+    }
+    joined = [f" {' '.join(story)} " for story in stories]
+    longest = []
+    for text in texts:
+        best = 0
+        for start in range(len(text)):
+            while start + best < len(text) and any(
+                f" {' '.join(text[start : start + best + 1])} " in story for story in joined
+            ):
+                best += 1
+        longest.append(best)
+    return {"counts": counts, "nearest": nearest, "longest": longest}
+
+
+def generations(stories: Sequence[str], count: int, seed: int) -> list[list[str]]:
+    """Return texts pieced together from runs of training words and words of nowhere."""
+    draw = random.Random(seed)
+    texts = []
+    for _ in range(count):
+        words: list[str] = []
+        for _ in range(draw.randrange(1, 8)):
+            source = words_of(draw.choice(stories))
+            start = draw.randrange(max(1, len(source)))
+            words += source[start : start + draw.randrange(1, 12)]
+            if draw.random() < 0.3:
+                words.append("zzyx")
+        texts.append(words)
+    return [*texts, [], ["zzyx"], ["the"]]
+
+
+def agree(texts: list[list[str]], stories: list[str], folder: Path) -> None:
+    index = index_of(stories, folder)
+    split = [words_of(story) for story in stories]
+    right = brute_force(texts, split)
+    for k in (2, 3, 4, 5):
+        grams = sorted({gram for text in texts for gram in kgrams(text, k)})
+        assert index.counts(grams) == [right["counts"][k][gram] for gram in grams]
+    for k in (2, 3):
+        found = index.nearest(texts, k)
+        assert [one.precision for one in found] == pytest.approx(right["nearest"][k])
+        for text, one in zip(texts, found, strict=True):
+            if one.story is not None:
+                assert rouge_precision(text, split[one.story], k) == pytest.approx(one.precision)
+                assert index.story(one.story) == split[one.story]
+    assert index.longest_runs(texts) == right["longest"]
+
+
+def test_the_index_answers_as_brute_force_does(tmp_path: Path) -> None:
+    stories = ["", "The", *toy_stories(120, 0), "", "the the the the the the"]
+    agree(generations(stories, 60, 0), stories, tmp_path / "index")
+
+
+def test_the_index_answers_as_brute_force_does_on_real_text(shared: Path, tmp_path: Path) -> None:
+    source = shared / "data" / "tinystories" / "TinyStories-train.txt"
+    stories = [story for _, story in zip(range(700), read_text(source), strict=False)]
+    agree(generations(stories, 40, 1), stories, tmp_path / "index")
+
+
+def test_a_word_is_known_where_it_stands_in_training(tmp_path: Path) -> None:
+    index = index_of(["A cat sat.", "ZOË can’t"], tmp_path / "index")
+    assert all(word in index for word in ("cat", "zoë", "can", "t"))
+    assert "dog" not in index
+    assert (index.manifest.stories, index.manifest.vocabulary) == (2, 6)
+
+
+def test_the_index_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = toy_data(tmp_path)
+    first = training_index(data, quiet=True)
+    changed = (first.folder / "words.raw").stat().st_mtime_ns
+    again = training_index(data, quiet=True)
+    assert again.folder == first.folder
+    assert (again.folder / "words.raw").stat().st_mtime_ns == changed
+    (tmp_path / "other").mkdir()
+    assert training_index(toy_data(tmp_path, "--toy_seed", "1"), quiet=True).folder != first.folder
+    assert not capsys.readouterr().out
+
+
+def toy_data(folder: Path, *flags: str) -> DataArguments:
+    (folder / "tiny.yaml").write_text(TINY_CONFIG)
+    config = ["--config", str(folder / "tiny.yaml"), "--prepared_dir", str(folder / "prepared")]
+    return parse_arguments([*config, *flags]).data
+
+
+def headlines(texts: list[list[str]], index: TrainingIndex) -> dict[str, int]:
+    copies: dict[str, int] = compare(texts, [["end"]] * len(texts), index)["copies"]
+    return copies
+
+
+def test_each_planted_fact_moves_its_own_count_and_no_other(tmp_path: Path) -> None:
+    stories = list(toy_stories(300, 5))
+    index = index_of(stories, tmp_path / "index")
+    draw = random.Random(0)
+    vocabulary = sorted({word for story in stories for word in words_of(story)})
+    # Training's own words in no order: word pairs in common with training, but no copies.
+    clean = [[draw.choice(vocabulary) for _ in range(60)] for _ in range(20)]
+    nothing = {"stories": 0, "passages": 0, "pairs": 0}
+    assert headlines(clean, index) == nothing
+
+    whole = words_of(stories[17])
+    assert headlines([*clean, whole], index) == {**nothing, "stories": 1}
+    assert index.nearest([whole], 2)[0].precision == 1.0
+
+    run = clean[3][:20] + words_of(stories[42])[5:25] + clean[3][20:]
+    assert headlines([*clean[:3], run, *clean[4:]], index) == {**nothing, "passages": 1}
+    short = clean[3][:20] + words_of(stories[42])[5:23] + clean[3][20:]
+    assert headlines([*clean[:3], short, *clean[4:]], index) == nothing
+
+    assert headlines([*clean, clean[7]], index) == {**nothing, "pairs": 1}
+
+    # A validation story in training moves the count of the loss suite, and none of these.
+    validation = list(toy_stories(10, 99))
+    assert not stands_in(validation, stories).any()
+    assert stands_in([*validation[:5], stories[3]], stories).sum() == 1
+    assert headlines(clean, index) == nothing
+
+
+def test_the_measures_follow_what_is_planted(tmp_path: Path) -> None:
+    stories = list(toy_stories(100, 6))
+    index = index_of(stories, tmp_path / "index")
+    told = [words_of(story) for story in toy_stories(10, 77)]
+    endings = [words_of(story) for story in toy_stories(10, 78)]
+    before = compare(told, endings, index)
+    after = compare([endings[0], *told[1:]], endings, index)
+    assert after["true_ending_rouge_2"]["values"][0] == 1.0
+    assert before["true_ending_rouge_2"]["values"][1:] == after["true_ending_rouge_2"]["values"][1:]
+    copied = compare([words_of(stories[0]), *told[1:]], endings, index)
+    assert [copied["in_training"][k]["values"][0] for k in "2345"] == [1.0] * 4
+    assert copied["longest_run"]["values"][0] == len(words_of(stories[0]))
+    assert copied["frequencies"]["5"]["never"] < before["frequencies"]["5"]["never"]
+
+
+@pytest.fixture
+def subject(trained_run: Path) -> Subject:
+    return load_subject(str(trained_run))
+
+
+def test_training_stories_are_cut_at_forty_percent_and_fit_the_context(subject: Subject) -> None:
+    stories = [f"{number} " + "a cat ran " * (4 + number % 9) for number in range(50)]
+    drawn = draw_stories(subject, stories, 50, seed=3, wanted=10)
+    assert len({story.number for story in drawn}) == 10
+    for story in drawn:
+        whole = stories[story.number]
+        assert story.beginning + story.ending == whole
+        words = len(whole.split())
+        assert len(story.beginning.split()) == -(-2 * words // 5)
+        assert len(subject.tokenizer(whole).input_ids) < subject.context_length
+    again = draw_stories(subject, stories, 50, seed=3, wanted=10)
+    assert again == drawn
+    assert draw_stories(subject, stories, 50, seed=4, wanted=10) != drawn

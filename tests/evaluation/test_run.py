@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, environment, train_tiny
+from tinystories_hf.errors import UserError
+from tinystories_hf.evaluation.arguments import EvaluationArguments, parse_evaluation_arguments
+from tinystories_hf.evaluation.paper import FIGURE_4, paper_bits_per_byte, paper_row
+from tinystories_hf.evaluation.report import render, write_report
+from tinystories_hf.evaluation.results import check, read_results, schema
+from tinystories_hf.evaluation.run import folder_of
+from tinystories_hf.modeling import GPTNeoForCausalLM
+
+# Room for a whole toy story.
+LONGER = ("--context_length", "256", "--max_position_embeddings", "256", "--vocab_size", "700")
+PICTURES = {"loss_by_position.png", "cloze.png", "memorization.png"}
+
+
+def evaluate(folder: Path, *flags: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *flags],
+        cwd=folder,
+        env=environment(folder / "home", **extra),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="session")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the run `run`, evaluated by all suites that need no judge."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    train_tiny(folder, *LONGER)
+    done = evaluate(folder, "--model", "run")
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    (folder / "stderr.txt").write_text(done.stderr)
+    return folder
+
+
+def results_in(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "eval_results.json").read_text())
+    return content
+
+
+def test_all_suites_are_measured_into_one_schema(evaluated: Path) -> None:
+    results = read_results(evaluated / "run" / "eval_results.json")
+    assert set(results) == {
+        "schema_version", "model", "loss", "cloze", "stories", "memorization"
+    }  # fmt: skip
+    assert (evaluated / "stderr.txt").read_text() == ""
+    for suite in ("cloze", "stories", "memorization"):
+        made = results[suite]["made"]
+        assert made["versions"]["torch"]
+        assert made["command"].startswith("python")
+        assert made["settings"]
+    assert results["stories"]["prompts"]["texts"] == 12
+    lines = (evaluated / "run" / "stories.jsonl").read_text().splitlines()
+    assert len(lines) == 1 + 120
+    assert len(results["memorization"]["drawn"]) == 100
+
+
+def test_the_report_and_its_pictures_stand_beside_the_results(evaluated: Path) -> None:
+    text = (evaluated / "run" / "evaluation.md").read_text()
+    for heading in ("Loss", "Cloze", "Stories", "Memorisation"):
+        assert f"## {heading}" in text
+    for picture in PICTURES:
+        assert f"({picture})" in text
+        assert (evaluated / "run" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_card_and_plots_are_rebuilt_from_the_json_alone(
+    evaluated: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "eval_results.json"
+    shutil.copy(evaluated / "run" / "eval_results.json", copy)
+    done = evaluate(tmp_path, "--results", str(copy), "--output_dir", str(tmp_path / "again"))
+    assert done.returncode == 0, done.stderr
+    for name in ("evaluation.md", *PICTURES):
+        assert (tmp_path / "again" / name).read_bytes() == (evaluated / "run" / name).read_bytes()
+    card = (evaluated / "run" / "README.md").read_text()
+    assert "### Cloze" in card
+    assert "### Memorisation" in card
+
+
+def test_what_was_measured_is_not_measured_again(evaluated: Path) -> None:
+    before = (evaluated / "run" / "eval_results.json").read_bytes()
+    done = evaluate(evaluated, "--model", "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("measured already") == 4
+    assert (evaluated / "run" / "eval_results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seed", "7"], "stories: .* another seed; choose another --output_dir"),
+        (["--toy_seed", "3"], "loss: .* another training, validation; choose"),
+    ],
+)
+def test_results_of_other_settings_are_not_mixed(
+    evaluated: Path, flags: list[str], message: str
+) -> None:
+    import re
+
+    before = (evaluated / "run" / "eval_results.json").read_bytes()
+    done = evaluate(evaluated, "--model", "run", *flags)
+    assert done.returncode == 2
+    assert re.search(message, done.stderr), done.stderr
+    assert (evaluated / "run" / "eval_results.json").read_bytes() == before
+
+
+def test_several_models_are_compared(evaluated: Path, tmp_path: Path) -> None:
+    """A model of the same text and other weights, measured beside the trained one."""
+    other = evaluated / "other"
+    if not other.exists():
+        train_tiny(evaluated, *LONGER, "--seed", "7", "--max_steps", "2", run="other")
+    out = tmp_path / "compared"
+    done = evaluate(
+        evaluated, "--model", "run", "other", "--suite", "loss,cloze", "--output_dir", str(out)
+    )
+    assert done.returncode == 0, done.stderr
+    text = (out / "evaluation.md").read_text()
+    assert text.startswith("# Evaluation: run, other")
+    assert (out / "run" / "eval_results.json").exists()
+    losses = [results_in(out / name)["loss"]["packed"]["loss"] for name in ("run", "other")]
+    assert losses[0] < losses[1], "a trained model is better than one that is hardly trained"
+    assert all(f"{loss:.4f}" in text for loss in losses)
+
+
+def test_a_trained_model_is_better_than_an_untrained_one(evaluated: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, GPTNeoConfig
+
+    fresh = tmp_path / "fresh"
+    config: Any = GPTNeoConfig.from_pretrained(evaluated / "run")
+    GPTNeoForCausalLM(config).save_pretrained(fresh)
+    AutoTokenizer.from_pretrained(evaluated / "run").save_pretrained(fresh)
+    done = evaluate(
+        evaluated, "--model", str(fresh), "--dataset", "toy", "--toy_stories", "300",
+        "--context_length", "256", "--suite", "loss,stories", "--output_dir", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    untrained, trained = results_in(tmp_path / "out"), results_in(evaluated / "run")
+    for reading in ("packed", "by_story"):
+        assert trained["loss"][reading]["loss"] < untrained["loss"][reading]["loss"] - 1
+    assert (
+        trained["stories"]["unknown_words"]["mean"] < untrained["stories"]["unknown_words"]["mean"]
+    )
+
+
+def test_results_that_do_not_fit_the_schema_are_refused(evaluated: Path) -> None:
+    results = results_in(evaluated / "run")
+    check(results)
+    changes: tuple[Callable[[Any], Any], ...] = (
+        lambda r: r["loss"].pop("packed"),
+        lambda r: r["loss"]["packed"].update(loss="1.0"),
+        lambda r: r["cloze"]["families"]["facts"].update(accuracy=1.5),
+        lambda r: r.update(extra=1),
+        lambda r: r.update(schema_version=2),
+    )
+    for change in changes:
+        changed = json.loads(json.dumps(results))
+        change(changed)
+        with pytest.raises(UserError, match="does not fit the schema"):
+            check(changed)
+
+
+def test_the_schema_says_what_it_is() -> None:
+    import jsonschema
+
+    jsonschema.Draft202012Validator.check_schema(schema())
+    assert schema()["properties"]["model"]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "give --model"),
+        (["--model", "a", "--suite", "loss,clozy"], "suite: clozy; known are loss"),
+        (["--model", "a", "--suite", "all"], "name one with --judge_model"),
+        (["--model", "a", "b", "--revision", "x"], "single model"),
+        (["--model", "a", "--batch_size", "0"], "at least 1"),
+        (["--model", "a", "--data_set", "x"], "did you mean --dataset"),
+        (["--model", "a", "--tokenizer", "x"], "unknown flag --tokenizer"),
+    ],
+)
+def test_an_impossible_evaluation_is_refused(flags: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_evaluation_arguments(flags)
+
+
+def test_a_model_that_is_not_there_is_told_in_a_line(tmp_path: Path) -> None:
+    done = evaluate(tmp_path, "--model", "nobody/nothing")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "could not reach http://127.0.0.1:9 for the model nobody/nothing" in done.stderr
+
+
+def test_the_text_is_the_runs_own_unless_named(evaluated: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(evaluated)
+    data = parse_evaluation_arguments(["--model", "run"]).data
+    assert (data.dataset, data.toy_stories) == ("toy", 300)
+    other = parse_evaluation_arguments(["--model", "run", "--dataset", "me/stories"]).data
+    assert (other.dataset, other.dataset_revision) == ("me/stories", None)
+    hub = parse_evaluation_arguments(["--model", "roneneldan/TinyStories-1M"]).data
+    assert hub.dataset == "roneneldan/TinyStories"
+    assert hub.dataset_revision
+
+
+def test_each_model_has_a_folder_of_its_own(evaluated: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(evaluated)
+    place: Callable[..., Path] = lambda name, **k: folder_of(  # noqa: E731
+        name, EvaluationArguments(model=[name], **k)
+    )
+    assert place("run") == Path("run")
+    assert place("me/model") == Path("evaluations/me--model")
+    assert place("me/model", revision="step-3") == Path("evaluations/me--model@step-3")
+    assert place("run", output_dir="out") == Path("out")
+
+
+def test_the_paper_stands_beside_models_of_its_shape(evaluated: Path, tmp_path: Path) -> None:
+    results = results_in(evaluated / "run")
+    assert "| the paper |" not in render([results])
+    results["model"] |= {"hidden_size": 64, "num_layers": 8}
+    assert "another vocabulary" in render([results])
+    results["model"]["vocab_size"] = 50_257
+    text = render([results])
+    assert "| the paper | its own protocol | 2.08 |" in text
+    assert "about 0.745" in text
+    assert write_report([results], tmp_path).read_text().startswith("# Evaluation: run")
+
+
+def test_the_papers_table_is_whole() -> None:
+    assert len(FIGURE_4) == 26
+    assert len({(row.hidden_size, row.num_layers) for row in FIGURE_4}) == 26
+    assert sum(row.published is not None for row in FIGURE_4) == 7
+    row = paper_row(64, 8)
+    assert row is not None
+    assert row.loss == 2.08
+    assert paper_bits_per_byte(row) == pytest.approx(0.745, abs=5e-4)
+    assert paper_row(64, 3) is None

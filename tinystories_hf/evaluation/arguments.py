@@ -1,0 +1,165 @@
+"""The command line of scripts/evaluate.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinystories_hf.arguments import DEFAULT_CONFIG, DataArguments
+from tinystories_hf.errors import UserError
+from tinystories_hf.parsing import Setting, StrictParser, build, merge, option, yaml_layers
+from tinystories_hf.provenance import FILE
+
+SUITES = ("loss", "cloze", "stories", "memorization", "judge")
+# How stories become rows is a matter of training; here a model's own tokenizer reads them.
+OF_ROWS = (
+    *("tokenizer", "tokenizer_revision", "tokenizer_vocab_sha256", "tokenizer_merges_sha256"),
+    "context_length",
+)
+
+
+@dataclass(frozen=True)
+class EvaluationArguments:
+    """What is measured, of which models, and where it goes."""
+
+    model: list[str] = option("run directories, folders or names on the Hub", [])
+    revision: str | None = option("commit, tag or branch on the Hub, of a single model", None)
+    suite: str | None = option(
+        f"{', '.join(SUITES)}, several by comma, or all; null is all that needs no --judge_model",
+        None,
+    )
+    results: list[str] = option(
+        "eval_results.json files: make the report of what was measured, measure nothing", []
+    )
+    output_dir: str | None = option(
+        "where the results go, a folder for each model; null is the run directory itself, and"
+        " evaluations/ for a model that is none",
+        None,
+    )
+    context_length: int | None = option(
+        "tokens that a model reads at once; null is what it was trained on, 512 where it does not"
+        " say",
+        None,
+    )
+    batch_size: int = option("windows read at once", 16)
+    prompts: str | None = option(
+        "YAML list of story beginnings; null is the authors', beside the dataset", None
+    )
+    seed: int = option("seed of the stories told", 42)
+    judge_model: list[str] = option("models behind an endpoint, or folders, that grade", [])
+    judge_base_url: str | None = option(
+        "endpoint that speaks OpenAI's protocol, its key in JUDGE_API_KEY; null is the Hub's"
+        " inference providers",
+        None,
+    )
+    judge_concurrency: int = option("stories graded at once", 4)
+    judge_confirm: bool = option("start what has to be paid for", False)
+    judge_price_in: float | None = option("dollars for a million tokens asked", None)
+    judge_price_out: float | None = option("dollars for a million tokens answered", None)
+
+    def __post_init__(self) -> None:
+        if bool(self.model) == bool(self.results):
+            raise UserError("give --model, such as --model runs/xs, or --results to compare")
+        if self.revision is not None and len(self.model) != 1:
+            raise UserError("revision: belongs to a single model; name one with --model")
+        for name in ("batch_size", "judge_concurrency", "context_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        if self.seed < 0:
+            raise UserError(f"seed must not be negative, got {self.seed}")
+        suites = self.suites  # an unknown one is told here
+        if "judge" in suites and not self.judge_model:
+            raise UserError("suite: judge needs somebody who grades; name one with --judge_model")
+
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """Return the suites asked for, in their order.
+
+        Raises:
+            UserError: one is not known.
+        """
+        if self.suite is None:
+            return SUITES if self.judge_model else SUITES[:-1]
+        wanted = SUITES if self.suite == "all" else tuple(self.suite.split(","))
+        unknown = set(wanted) - set(SUITES)
+        if unknown:
+            raise UserError(
+                f"suite: {', '.join(sorted(unknown))}; known are {', '.join(SUITES)}, and all"
+            )
+        return tuple(suite for suite in SUITES if suite in wanted)
+
+
+class EvaluationRequest(NamedTuple):
+    """What scripts/evaluate.py is asked for."""
+
+    evaluation: EvaluationArguments
+    data: DataArguments
+
+
+def parse_evaluation_arguments(
+    argv: Sequence[str] | None = None, *, description: str = ""
+) -> EvaluationRequest:
+    """Read the command line; the text is the runs' own unless flags name another.
+
+    Raises:
+        UserError: an unknown flag or suite, no model, or runs that were trained on different text.
+    """
+    parser = StrictParser(description)
+    title = "(in brackets: the value without the flag)"
+    parser.add_dataclass(f"evaluation {title}", EvaluationArguments)
+    parser.add_dataclass(
+        "text (without a flag: as recorded in the run, else as in configs/xs.yaml)",
+        DataArguments,
+        leave_out=OF_ROWS,
+    )
+    flags = parser.parse_layer(argv)
+    own = {declared.name for declared in fields(EvaluationArguments)}
+    evaluation = build(
+        EvaluationArguments, {key: value for key, value in flags.items() if key in own}
+    )
+    named = {key: value for key, value in flags.items() if key not in own}
+    return EvaluationRequest(evaluation, _text(evaluation.model, named))
+
+
+def _text(models: Sequence[str], named: dict[str, Setting]) -> DataArguments:
+    """Return the text that all models are measured on."""
+    known = {declared.name: declared for declared in fields(DataArguments)}
+    records = [(name, _recorded(Path(name))) for name in models]
+    recorded = [(name, settings) for name, settings in records if settings is not None]
+    if recorded and "dataset" not in named:
+        first, base = recorded[0]
+        for name, other in recorded[1:]:
+            if _of_the_text(other) != _of_the_text(base):
+                raise UserError(
+                    f"{first} and {name} were trained on different text; name the one to measure"
+                    " on with --dataset"
+                )
+        settings = {key: Setting(value, f"{first}/{FILE}: {key}") for key, value in base.items()}
+        layers = [settings]
+    else:
+        layers = [
+            {key: value for key, value in layer.items() if key in known}
+            for layer in yaml_layers(DEFAULT_CONFIG)
+        ]
+    return build(DataArguments, merge([*layers, named], known))
+
+
+def _recorded(folder: Path) -> dict[str, Any] | None:
+    """Return the data settings of a run directory, None where it is none."""
+    try:
+        record = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        settings: dict[str, Any] = record["configuration"]["data"]
+    except OSError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / FILE} is not a record of a run: {error}") from None
+    return settings
+
+
+def _of_the_text(settings: Mapping[str, Any]) -> dict[str, Any]:
+    apart = (*OF_ROWS, "prepared_dir")
+    return {key: value for key, value in settings.items() if key not in apart}

@@ -1,0 +1,124 @@
+"""An evaluation from its command line to `eval_results.json` and `evaluation.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers.utils.logging import disable_progress_bar
+
+from tinystories_hf.card import write_card
+from tinystories_hf.errors import UserError
+from tinystories_hf.evaluation.arguments import EvaluationArguments, EvaluationRequest
+from tinystories_hf.evaluation.report import write_report
+from tinystories_hf.evaluation.results import (
+    Results,
+    read_results,
+    results_of,
+    write_results,
+)
+from tinystories_hf.evaluation.subject import load_subject, run_directory
+from tinystories_hf.evaluation.suites import Task, measure, settings_of
+from tinystories_hf.hardware import device_type, use_threads
+from tinystories_hf.provenance import EVAL_RESULTS, read_record
+
+OUTPUT_DIR = "evaluations"
+
+
+def run_evaluation(request: EvaluationRequest) -> list[Results]:
+    """Measure the suites that are asked for and write results and reports.
+
+    With several processes the loss is shared among them; all else is the first one's.
+
+    Raises:
+        UserError: a model, the text or a judge cannot be used, or a folder holds other results.
+    """
+    arguments = request.evaluation
+    if arguments.results:
+        found = [read_results(Path(path)) for path in arguments.results]
+        print(f"report      {write_report(found, Path(arguments.output_dir or OUTPUT_DIR))}")
+        return found
+    use_threads()
+    disable_progress_bar()  # of loading: the suites have their own
+    state = PartialState(cpu=device_type() == "cpu")
+    folders = [folder_of(name, arguments) for name in arguments.model]
+    if len(set(folders)) < len(folders):
+        raise UserError("model: two models would write into one folder; rename or leave out one")
+    found = [
+        evaluate_model(name, folder, request, state)
+        for name, folder in zip(arguments.model, folders, strict=True)
+    ]
+    if state.is_main_process and len(found) > 1:
+        path = write_report(found, Path(arguments.output_dir or OUTPUT_DIR))
+        print(f"comparison  {path}", flush=True)
+    state.destroy_process_group()
+    return found
+
+
+def folder_of(name: str, arguments: EvaluationArguments) -> Path:
+    """Return where the results of a model go."""
+    run = run_directory(name)
+    if arguments.output_dir is None and run is not None:
+        return run
+    last = Path(name).resolve().name if Path(name).is_dir() else name.replace("/", "--")
+    if arguments.revision is not None:
+        last += f"@{arguments.revision}"
+    if arguments.output_dir is not None and len(arguments.model) == 1:
+        return Path(arguments.output_dir)
+    return Path(arguments.output_dir or OUTPUT_DIR) / last
+
+
+def evaluate_model(
+    name: str, folder: Path, request: EvaluationRequest, state: PartialState
+) -> Results:
+    """Measure one model; what was measured with the same settings is not measured again."""
+    arguments = request.evaluation
+    subject = load_subject(name, arguments.revision, arguments.context_length)
+    task = Task(subject, request.data, arguments, folder)
+    results = results_of(folder, subject.facts)
+    todo = pending(task, results)
+    state.wait_for_everyone()
+    for suite in todo:
+        if suite != "loss" and not state.is_main_process:
+            continue
+        section = measure(suite, task, quiet=not state.is_main_process)
+        results[suite] = section
+        if state.is_main_process:
+            write_results(folder, results)
+            print(f"{suite:11} {name}: done in {section['made']['seconds']:.0f} s", flush=True)
+    if state.is_main_process:
+        write_report([results], folder)
+        if folder == run_directory(name):
+            write_card(folder, read_record(folder).configuration["hub"]["hub_model_id"])
+        print(f"results     {folder / EVAL_RESULTS} and the report beside it", flush=True)
+    return results
+
+
+def pending(task: Task, results: Results) -> Sequence[str]:
+    """Return the suites that are still to be measured.
+
+    Raises:
+        UserError: one was measured with other settings.
+    """
+    todo = []
+    for suite in task.arguments.suites:
+        if suite not in results:
+            todo.append(suite)
+            continue
+        measured = results[suite]["made"].get("settings")
+        asked = settings_of(suite, task)
+        if measured != asked:
+            differ = [key for key in asked if (measured or {}).get(key) != asked[key]]
+            raise UserError(
+                f"{suite}: {task.folder / EVAL_RESULTS} was measured with another"
+                f" {', '.join(differ)}; choose another --output_dir"
+            )
+        failures = sum(
+            judge["failures"]["unanswered"] for judge in results[suite].get("judges", [])
+        )
+        if failures:
+            todo.append(suite)
+        else:
+            print(f"{suite:11} measured already", flush=True)
+    return todo

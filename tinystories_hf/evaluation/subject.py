@@ -1,0 +1,133 @@
+"""What is evaluated: a model with its tokenizer, its context, and what tells it from any other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from tinystories_hf.download import resolve_commit
+from tinystories_hf.errors import UserError
+from tinystories_hf.generation import load_for_generation
+from tinystories_hf.provenance import FILE, portable, read_record
+from tinystories_hf.tokenizer import vocab_sha256
+
+# What the published models were trained on, whatever their configurations say
+# (TinyStories-33M, discussion 12); other models are read in windows of the same length.
+PAPER_CONTEXT = 512
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What stands in `eval_results.json` about the model itself."""
+
+    name: str
+    revision: str | None
+    run_id: str | None
+    architecture: str
+    parameters: int
+    hidden_size: int
+    num_layers: int
+    vocab_size: int
+    context_length: int
+    tokenizer_sha256: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model ready to be evaluated."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    facts: ModelFacts
+
+    @property
+    def context_length(self) -> int:
+        """Return the tokens that the model reads at once."""
+        return self.facts.context_length
+
+
+def load_subject(
+    name: str, revision: str | None = None, context_length: int | None = None
+) -> Subject:
+    """Load a model from a folder or the Hub.
+
+    The context is the one asked for, else what its run trained on, else 512 as in the paper.
+
+    Raises:
+        UserError: there is no such model, the Hub cannot be reached, its tokenizer is not a fast
+            one, or it has fewer positions than the context.
+    """
+    if not Path(name).is_dir():
+        revision = resolve_commit(name, "model", revision)
+    model, tokenizer = load_for_generation(name, revision)
+    if not tokenizer.is_fast:
+        raise UserError(f"model: {name} has no fast tokenizer; give it a tokenizer.json")
+    run = run_directory(name)
+    record = None if run is None else read_record(run)
+    positions = int(model.config.max_position_embeddings)
+    trained = None if record is None else int(record.configuration["data"]["context_length"])
+    context = context_length or trained or min(PAPER_CONTEXT, positions)
+    if context > positions:
+        raise UserError(
+            f"context_length {context} is more than the {positions} positions of {name}"
+        )
+    return describe_subject(
+        model,
+        tokenizer,
+        name=str(portable(name)),
+        context_length=context,
+        revision=revision,
+        run_id=None if record is None else record.run_id,
+    )
+
+
+def run_directory(name: str) -> Path | None:
+    """Return the run directory that a model's name stands for, None where it is none of ours."""
+    return Path(name) if (Path(name) / FILE).is_file() else None
+
+
+def describe_subject(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    name: str,
+    context_length: int,
+    revision: str | None = None,
+    run_id: str | None = None,
+) -> Subject:
+    """Put a loaded model together with its facts; it tells stories up to the context."""
+    model.generation_config.max_length = context_length
+    facts = ModelFacts(
+        name=name,
+        revision=revision,
+        run_id=run_id,
+        architecture=type(model).__name__,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        hidden_size=int(model.config.hidden_size),
+        num_layers=int(model.config.num_hidden_layers),
+        vocab_size=int(model.config.vocab_size),
+        context_length=context_length,
+        tokenizer_sha256=vocab_sha256(tokenizer),
+        weights_sha256=weights_sha256(model),
+    )
+    return Subject(model, tokenizer, facts)
+
+
+def weights_sha256(model: PreTrainedModel) -> str:
+    """Return the sha256 of all weights by name, the same wherever and however they are stored."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def identity(facts: ModelFacts) -> dict[str, object]:
+    """Return what ties raw outputs to the model that made them."""
+    return {key: asdict(facts)[key] for key in ("weights_sha256", "context_length")}

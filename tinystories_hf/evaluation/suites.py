@@ -1,0 +1,138 @@
+"""The suites: from a model and a text to one section of `eval_results.json` each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tinystories_hf import cleaning, provenance
+from tinystories_hf.arguments import DataArguments
+from tinystories_hf.corpus import file_sha256, open_corpus
+from tinystories_hf.evaluation.arguments import EvaluationArguments
+from tinystories_hf.evaluation.cloze import ITEMS, measure_cloze
+from tinystories_hf.evaluation.judge import JudgeArguments, measure_judge
+from tinystories_hf.evaluation.loss import split_loss
+from tinystories_hf.evaluation.memorization import measure_memorization
+from tinystories_hf.evaluation.reading import read_validation
+from tinystories_hf.evaluation.stories import (
+    Prompts,
+    load_prompts,
+    measure_stories,
+    story_records,
+)
+from tinystories_hf.evaluation.subject import Subject
+from tinystories_hf.evaluation.training_index import training_index
+from tinystories_hf.hardware import device_type
+
+Section = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One model to be measured, and where its results go."""
+
+    subject: Subject
+    data: DataArguments
+    arguments: EvaluationArguments
+    folder: Path
+
+
+def settings_of(suite: str, task: Task) -> Section:
+    """Return what decides the numbers of a suite besides the model and the code."""
+    context = task.subject.context_length
+    if suite == "cloze":
+        return {"context_length": context, "items_sha256": file_sha256(ITEMS)}
+    corpus = open_corpus(task.data)
+    text = {"cleaning": cleaning.options(task.data), "training": corpus.train.identity}
+    settings: Section = {"context_length": context, **text}
+    if suite == "loss":
+        return {**settings, "validation": corpus.validation.identity}
+    settings["seed"] = task.arguments.seed
+    if suite in ("stories", "judge"):
+        settings["prompts_sha256"] = _prompts(task).sha256
+    if suite == "judge":
+        settings["judges"] = [provenance.portable(name) for name in task.arguments.judge_model]
+        settings["base_url"] = task.arguments.judge_base_url
+    return settings
+
+
+def measure(suite: str, task: Task, *, quiet: bool = False) -> Section:
+    """Measure one suite; the section says where its numbers came from."""
+    made = provenance.surroundings(device_type())
+    made["settings"] = settings_of(suite, task)
+    makers: dict[str, Callable[[Task, bool], Section]] = {
+        "loss": _loss,
+        "cloze": _cloze,
+        "stories": _stories,
+        "memorization": _memorization,
+        "judge": _judge,
+    }
+    start = time.perf_counter()
+    section = makers[suite](task, quiet)
+    made["seconds"] = round(time.perf_counter() - start, 1)
+    return {"made": made, **section}
+
+
+def _loss(task: Task, quiet: bool) -> Section:
+    subject, validation = task.subject, read_validation(task.data)
+    found = split_loss(
+        subject.model,
+        subject.tokenizer,
+        validation,
+        context_length=subject.context_length,
+        batch_size=task.arguments.batch_size,
+        quiet=quiet,
+    )
+    dataset = {
+        "name": str(provenance.portable(task.data.dataset)),
+        "source": validation.source,
+        "cleaning": validation.cleaning,
+    }
+    return {"dataset": dataset, **asdict(found)}
+
+
+def _cloze(task: Task, quiet: bool) -> Section:
+    subject = task.subject
+    return measure_cloze(
+        subject.model,
+        subject.tokenizer,
+        subject.context_length,
+        task.arguments.batch_size,
+        quiet=quiet,
+    )
+
+
+def _stories(task: Task, quiet: bool) -> Section:
+    index = training_index(task.data, quiet=quiet)
+    seed = task.arguments.seed
+    return measure_stories(task.subject, _prompts(task), index, task.folder, seed=seed, quiet=quiet)
+
+
+def _memorization(task: Task, quiet: bool) -> Section:
+    index = training_index(task.data, quiet=quiet)
+    return measure_memorization(
+        task.subject, task.data, index, task.folder, seed=task.arguments.seed, quiet=quiet
+    )
+
+
+def _judge(task: Task, quiet: bool) -> Section:
+    """Grade the stories of the stories suite, which are told now if they are not yet."""
+    arguments, prompts = task.arguments, _prompts(task)
+    told = story_records(task.subject, prompts, task.folder, seed=arguments.seed, quiet=quiet)
+    judge = JudgeArguments(
+        models=tuple(arguments.judge_model),
+        base_url=arguments.judge_base_url,
+        concurrency=arguments.judge_concurrency,
+        confirmed=arguments.judge_confirm,
+        price_in=arguments.judge_price_in,
+        price_out=arguments.judge_price_out,
+    )
+    return measure_judge(told.records, judge, task.folder, made_with=told.made_with, quiet=quiet)
+
+
+def _prompts(task: Task) -> Prompts:
+    path = task.arguments.prompts
+    return load_prompts(task.data, None if path is None else Path(path))

@@ -1,0 +1,283 @@
+// Looks generations up in a training corpus by reading it through once: exact, and in no more memory
+// than the generations take. The corpus is word ids, memory-mapped, with a 0 after each story.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+using Word = uint32_t;
+
+constexpr Word kEnd = 0;  // after each story, and in no k-gram
+constexpr int64_t kNone = -1;
+
+uint64_t mix(uint64_t x) {
+  x ^= x >> 32;
+  x *= 0xd6e8feb86659fd93ull;
+  x ^= x >> 32;
+  x *= 0xd6e8feb86659fd93ull;
+  return x ^ (x >> 32);
+}
+
+uint64_t hash_words(const Word* words, int k) {
+  uint64_t hash = 0;
+  for (int i = 0; i < k; i++) hash = mix(hash + 0x9e3779b97f4a7c15ull + words[i]);
+  return hash;
+}
+
+uint64_t power_of_two(uint64_t least) {
+  uint64_t size = 64;
+  while (size < least) size *= 2;
+  return size;
+}
+
+// Distinct k-grams, (count, k); finds the number of one, or kNone.
+class KGrams {
+ public:
+  KGrams(const Word* grams, int64_t count, int k)
+      : grams_(grams), k_(k), slots_(power_of_two(4 * count), kNone), bits_(kBits / 64) {
+    for (int64_t gram = 0; gram < count; gram++) {
+      const uint64_t hash = hash_words(grams + gram * k, k);
+      uint64_t slot = hash & (slots_.size() - 1);
+      while (slots_[slot] != kNone) slot = (slot + 1) & (slots_.size() - 1);
+      slots_[slot] = gram;
+      bits_[(hash >> 40) % kBits / 64] |= 1ull << ((hash >> 40) % 64);
+    }
+  }
+
+  int64_t find(const Word* words) const {
+    const uint64_t hash = hash_words(words, k_);
+    // Most of a corpus is in no generation: that is told by bits which stay in the nearest cache.
+    if (!(bits_[(hash >> 40) % kBits / 64] >> ((hash >> 40) % 64) & 1)) return kNone;
+    uint64_t slot = hash & (slots_.size() - 1);
+    for (; slots_[slot] != kNone; slot = (slot + 1) & (slots_.size() - 1)) {
+      if (!std::memcmp(grams_ + slots_[slot] * k_, words, k_ * sizeof(Word))) return slots_[slot];
+    }
+    return kNone;
+  }
+
+ private:
+  static constexpr uint64_t kBits = 1 << 21;
+  const Word* grams_;
+  int k_;
+  std::vector<int64_t> slots_;
+  std::vector<uint64_t> bits_;
+};
+
+// All substrings of all generations, as the least automaton that knows them (Blumer et al., 1985).
+class Automaton {
+ public:
+  struct State {
+    int32_t length = 0, link = -1;
+    std::vector<std::pair<Word, int32_t>> next;
+  };
+
+  Automaton() : states_(1) {}
+
+  void add(const Word* words, int64_t count) {
+    int32_t last = 0;
+    for (int64_t i = 0; i < count; i++) last = extend(last, words[i]);
+  }
+
+  // To be called once, after the last add.
+  void finish() {
+    size_t edges = 0;
+    for (const State& state : states_) edges += state.next.size();
+    slots_.assign(power_of_two(2 * edges), {~0ull, 0});
+    for (size_t from = 0; from < states_.size(); from++) {
+      for (const auto& [word, to] : states_[from].next) {
+        const uint64_t key = uint64_t(from) << 32 | word;
+        uint64_t slot = mix(key) & (slots_.size() - 1);
+        while (slots_[slot].first != ~0ull) slot = (slot + 1) & (slots_.size() - 1);
+        slots_[slot] = {key, to};
+      }
+    }
+  }
+
+  int32_t step(int32_t from, Word word) const {
+    const uint64_t key = uint64_t(from) << 32 | word;
+    uint64_t slot = mix(key) & (slots_.size() - 1);
+    for (; slots_[slot].first != ~0ull; slot = (slot + 1) & (slots_.size() - 1)) {
+      if (slots_[slot].first == key) return slots_[slot].second;
+    }
+    return -1;
+  }
+
+  const State& state(int32_t number) const { return states_[number]; }
+  int32_t size() const { return int32_t(states_.size()); }
+
+ private:
+  static int32_t* find(State& state, Word word) {
+    for (auto& edge : state.next) {
+      if (edge.first == word) return &edge.second;
+    }
+    return nullptr;
+  }
+
+  int32_t split(int32_t from, Word word, int32_t to) {
+    const int32_t copy = size();
+    State copied = states_[to];
+    copied.length = states_[from].length + 1;
+    states_.push_back(std::move(copied));
+    states_[to].link = copy;
+    for (int32_t at = from; at != -1; at = states_[at].link) {
+      int32_t* edge = find(states_[at], word);
+      if (!edge || *edge != to) break;
+      *edge = copy;
+    }
+    return copy;
+  }
+
+  int32_t extend(int32_t last, Word word) {
+    if (int32_t* known = find(states_[last], word)) {
+      const int32_t to = *known;
+      return states_[to].length == states_[last].length + 1 ? to : split(last, word, to);
+    }
+    const int32_t fresh = size();
+    states_.emplace_back();
+    states_[fresh].length = states_[last].length + 1;
+    int32_t at = last;
+    for (; at != -1 && !find(states_[at], word); at = states_[at].link) {
+      states_[at].next.emplace_back(word, fresh);
+    }
+    if (at == -1) {
+      states_[fresh].link = 0;
+    } else {
+      const int32_t to = *find(states_[at], word);
+      const bool whole = states_[to].length == states_[at].length + 1;
+      const int32_t link = whole ? to : split(at, word, to);
+      states_[fresh].link = link;
+    }
+    return fresh;
+  }
+
+  std::vector<State> states_;
+  std::vector<std::pair<uint64_t, int32_t>> slots_;
+};
+
+}  // namespace
+
+extern "C" {
+
+// Counts how often each of the distinct k-grams, (count, k), stands in the corpus.
+void scan_counts(const Word* corpus, const int64_t* starts, int64_t stories, const Word* grams,
+                 int64_t count, int32_t k, int64_t* counts) {
+  const KGrams known(grams, count, k);
+  std::fill(counts, counts + count, 0);
+#pragma omp parallel
+  {
+    std::vector<int64_t> mine(count);
+#pragma omp for schedule(dynamic, 1024)
+    for (int64_t story = 0; story < stories; story++) {
+      for (int64_t at = starts[story]; at + k < starts[story + 1]; at++) {
+        const int64_t gram = known.find(corpus + at);
+        if (gram != kNone) mine[gram]++;
+      }
+    }
+#pragma omp critical
+    for (int64_t gram = 0; gram < count; gram++) counts[gram] += mine[gram];
+  }
+}
+
+// For each text finds the story that holds most of its distinct k-grams, the first of several.
+// `users[users_starts[g]]` up to `users[users_starts[g + 1]]` are the texts that have k-gram g.
+void scan_nearest(const Word* corpus, const int64_t* starts, int64_t stories, const Word* grams,
+                  int64_t count, int32_t k, const int64_t* users_starts, const int32_t* users,
+                  int32_t texts, int64_t* nearest, int64_t* shared) {
+  const KGrams known(grams, count, k);
+  std::fill(nearest, nearest + texts, kNone);
+  std::fill(shared, shared + texts, 0);
+#pragma omp parallel
+  {
+    std::vector<int64_t> last(count, kNone), best(texts, kNone);
+    std::vector<int32_t> here(texts), most(texts);
+#pragma omp for schedule(dynamic, 1024)
+    for (int64_t story = 0; story < stories; story++) {
+      std::fill(here.begin(), here.end(), 0);
+      for (int64_t at = starts[story]; at + k < starts[story + 1]; at++) {
+        const int64_t gram = known.find(corpus + at);
+        if (gram == kNone || last[gram] == story) continue;
+        last[gram] = story;
+        for (int64_t user = users_starts[gram]; user < users_starts[gram + 1]; user++) {
+          here[users[user]]++;
+        }
+      }
+      for (int32_t text = 0; text < texts; text++) {
+        // Stories come in rising order to each thread: of equals the first stays.
+        if (here[text] > most[text]) {
+          most[text] = here[text];
+          best[text] = story;
+        }
+      }
+    }
+#pragma omp critical
+    for (int32_t text = 0; text < texts; text++) {
+      const bool earlier = most[text] == shared[text] && best[text] < nearest[text];
+      if (best[text] != kNone && (most[text] > shared[text] || earlier)) {
+        shared[text] = most[text];
+        nearest[text] = best[text];
+      }
+    }
+  }
+}
+
+// For each text finds the longest run of its words that stands in one story of the corpus.
+void scan_longest(const Word* corpus, const int64_t* starts, int64_t stories, const Word* words,
+                  const int64_t* text_starts, int32_t texts, int64_t* longest) {
+  Automaton automaton;
+  for (int32_t text = 0; text < texts; text++) {
+    automaton.add(words + text_starts[text], text_starts[text + 1] - text_starts[text]);
+  }
+  automaton.finish();
+  std::vector<int32_t> found(automaton.size());
+#pragma omp parallel
+  {
+    std::vector<int32_t> mine(automaton.size());
+#pragma omp for schedule(dynamic, 1024)
+    for (int64_t story = 0; story < stories; story++) {
+      int32_t state = 0, length = 0;
+      for (int64_t at = starts[story]; corpus[at] != kEnd; at++) {
+        int32_t to = automaton.step(state, corpus[at]);
+        while (to == -1 && state != 0) {
+          state = automaton.state(state).link;
+          length = automaton.state(state).length;
+          to = automaton.step(state, corpus[at]);
+        }
+        if (to == -1) continue;
+        state = to;
+        mine[state] = std::max(mine[state], ++length);
+      }
+    }
+#pragma omp critical
+    for (int32_t state = 0; state < automaton.size(); state++) {
+      found[state] = std::max(found[state], mine[state]);
+    }
+  }
+  // What ends a longer match ends the shorter ones too.
+  std::vector<int32_t> order(automaton.size());
+  for (int32_t state = 0; state < automaton.size(); state++) order[state] = state;
+  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return automaton.state(a).length > automaton.state(b).length;
+  });
+  for (int32_t state : order) {
+    const int32_t link = automaton.state(state).link;
+    if (link > 0 && found[state] > 0) found[link] = automaton.state(link).length;
+  }
+  for (int32_t text = 0; text < texts; text++) {
+    longest[text] = 0;
+    int32_t state = 0;
+    for (int64_t at = text_starts[text]; at < text_starts[text + 1]; at++) {
+      state = automaton.step(state, words[at]);
+      for (int32_t up = state; up > 0; up = automaton.state(up).link) {
+        if (found[up] > 0) {
+          longest[text] = std::max<int64_t>(longest[text], found[up]);
+          break;
+        }
+      }
+    }
+  }
+}
+
+}  // extern "C"
