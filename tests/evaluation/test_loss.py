@@ -24,7 +24,14 @@ from transformers import (
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoForCausalLM as Stock
 
 from tests.conftest import LAUNCH, ROOT, SHARED, environment
-from tinystories_hf.evaluation.loss import positions, split_loss, summarize, token_losses
+from tinystories_hf.evaluation import loss as loss_module
+from tinystories_hf.evaluation.loss import (
+    SplitLoss,
+    positions,
+    split_loss,
+    summarize,
+    token_losses,
+)
 from tinystories_hf.evaluation.reading import (
     BY_STORY,
     PACKED,
@@ -188,6 +195,14 @@ def test_a_model_that_knows_nothing_pays_the_logarithm_of_the_vocabulary() -> No
     assert token_losses(model, read, 4).mean() == pytest.approx(math.log(len(tokenizer)), rel=1e-6)
 
 
+def test_a_broken_model_has_a_broken_loss() -> None:
+    tokenizer = byte_pairs()
+    model = tiny(len(tokenizer))
+    torch.nn.init.constant_(model.transformer.ln_f.weight, math.nan)
+    read = reading(tokenize_stories(tokenizer, STORIES), PACKED, CONTEXT)
+    assert np.isnan(token_losses(model, read, 4)).all()
+
+
 def test_dropout_is_off_while_measuring_and_on_again_after() -> None:
     tokenizer = byte_pairs()
     model = tiny(len(tokenizer))
@@ -276,6 +291,39 @@ def test_stories_keep_their_tokens_and_bytes() -> None:
         ids = tokenizer(story, add_special_tokens=False).input_ids
         assert stories.ids[start:end].tolist() == [*ids, tokenizer.eos_token_id]
         assert size == len(story.encode())
+
+
+def test_a_measurement_that_was_stopped_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = byte_pairs()
+    model = tiny(len(tokenizer))
+    texts = list(toy_stories(12, 3))
+    validation = Validation(texts, np.zeros(12, dtype=bool), {}, [])
+    measured, real = [], loss_module._window_losses
+
+    def stopping(*arguments: Any) -> Any:
+        measured.append(1)
+        if len(measured) == 7:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(loss_module, "_window_losses", stopping)
+    scratch = tmp_path / "run" / ".losses-a"
+
+    def measure(path: Path | None) -> SplitLoss:
+        return split_loss(
+            model, tokenizer, validation, context_length=CONTEXT, batch_size=8, scratch=path
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(scratch)
+    assert list(scratch.parent.iterdir())
+    found = measure(scratch)
+    assert list(scratch.parent.iterdir()) == []
+    batches = len(measured)
+    assert measure(None) == found
+    assert len(measured) - batches == batches - 1, "all but the one that was stopped are kept"
 
 
 def test_two_processes_measure_the_same_loss(trained_run: Path, tmp_path: Path) -> None:

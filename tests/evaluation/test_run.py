@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, environment, train_tiny
+from tests.loopback_hub import LoopbackHub
+from tests.loopback_state import Repository
 from tinystories_hf.errors import UserError
 from tinystories_hf.evaluation.arguments import EvaluationArguments, parse_evaluation_arguments
 from tinystories_hf.evaluation.paper import FIGURE_4, paper_bits_per_byte, paper_row
@@ -18,6 +20,7 @@ from tinystories_hf.evaluation.report import render, write_report
 from tinystories_hf.evaluation.results import check, read_results, schema
 from tinystories_hf.evaluation.run import folder_of
 from tinystories_hf.modeling import GPTNeoForCausalLM
+from tinystories_hf.toy import toy_stories
 
 # Room for a whole toy story.
 LONGER = ("--context_length", "256", "--max_position_embeddings", "256", "--vocab_size", "700")
@@ -196,6 +199,38 @@ def test_the_schema_says_what_it_is() -> None:
 def test_an_impossible_evaluation_is_refused(flags: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_evaluation_arguments(flags)
+
+
+def test_a_model_and_its_text_come_from_the_hub(
+    trained_run: Path, hub: LoopbackHub, tmp_path: Path
+) -> None:
+    """A plain model folder, as anybody publishes one, and beginnings beside the text."""
+    model = {
+        path.name: path.read_bytes()
+        for path in trained_run.iterdir()
+        if path.is_file() and path.name != "run.json"
+    }
+    stories = list(toy_stories(60, 8))
+    text = {
+        "stories-train.txt": "\n<|endoftext|>\n".join(stories[:50]).encode(),
+        "stories-valid.txt": "\n<|endoftext|>\n".join(stories[45:]).encode(),
+        "Evaluation prompts.yaml": b"- One day a cat\n- Then a dog\n",
+    }
+    hub.repositories["models", "me/tiny"] = Repository(model)
+    hub.repositories["datasets", "me/stories"] = Repository(text)
+    done = evaluate(
+        tmp_path, "--model", "me/tiny", "--dataset", "me/stories",
+        "--train_file", "stories-train.txt", "--validation_file", "stories-valid.txt",
+        "--context_length", "64", "--suite", "loss,stories", HF_ENDPOINT=hub.url,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = results_in(tmp_path / "evaluations" / "me--tiny")
+    assert results["model"]["revision"] == hub.repositories["models", "me/tiny"].commit
+    assert results["model"]["run_id"] is None
+    assert (results["loss"]["in_training"], results["loss"]["stories"]) == (5, 15)
+    assert results["loss"]["not_in_training"]["by_story"]["stories"] == 10
+    assert results["stories"]["prompts"]["texts"] == 2
+    assert results["stories"]["prompts"]["source"].startswith("me/stories, Evaluation prompts.yaml")
 
 
 def test_a_model_that_is_not_there_is_told_in_a_line(tmp_path: Path) -> None:

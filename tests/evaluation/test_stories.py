@@ -171,6 +171,7 @@ def test_each_metric_of_evaluate_gives_the_number(
     found = metric().compute(**inputs)
     assert {key: found[key] for key in right} == pytest.approx(right)
     assert metric().description
+    assert metric().citation
     assert metric().inputs_description
 
 

@@ -6,8 +6,10 @@ the tail out, and averages over batches. What is published comes from here.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,8 @@ Losses = np.ndarray[Any, np.dtype[np.float64]]
 # Logits of a model that makes all of them at once stay below this; a row of 512 tokens and 50,257
 # columns takes 103 MB in fp32.
 LOGITS_BYTES = 2**28
+# A loss that is not measured yet; what a model gives may be NaN or infinite, but not this.
+UNKNOWN = -math.inf
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,14 @@ def split_loss(
     *,
     context_length: int,
     batch_size: int,
+    scratch: Path | None = None,
     quiet: bool = False,
 ) -> SplitLoss:
     """Measure the loss over a validation split.
 
-    In a distributed run every process takes its share and all return the same result.
+    In a distributed run every process takes its share and all return the same result. What has
+    been measured lies at `scratch` (a path without its ending, one for each model) until all is,
+    so that a measurement which was stopped goes on.
 
     Raises:
         UserError: the tokenizer has no end of text.
@@ -103,12 +110,17 @@ def split_loss(
     whole, rest = {}, {}
     for protocol in PROTOCOLS:
         read = reading(stories, protocol, context_length)
-        losses = token_losses(model, read, batch_size, f"loss, {protocol}", quiet=quiet)
+        losses = token_losses(
+            model, read, batch_size, f"loss, {protocol}", scratch=scratch, quiet=quiet
+        )
         places = positions(read)
         everything = np.ones(len(fresh), dtype=bool)
         whole[protocol] = summarize(stories, losses, places, protocol, everything)
         if 0 < fresh.sum() < len(fresh):
             rest[protocol] = summarize(stories, losses, places, protocol, fresh)
+    if scratch is not None:
+        for path in scratch.parent.glob(f"{scratch.name}-*-{_rank()}.npy"):
+            path.unlink()
     return SplitLoss(
         packed=whole["packed"],
         by_story=whole["by_story"],
@@ -124,11 +136,12 @@ def token_losses(
     batch_size: int,
     what: str = "loss",
     *,
+    scratch: Path | None = None,
     quiet: bool = False,
 ) -> Losses:
     """Return the negative log-likelihood of every target in nats, (tokens,)."""
     state = PartialState()
-    losses = np.zeros(len(read.targets))
+    losses = _open_losses(read, batch_size, scratch)
     lengths = read.windows[:, 1] - read.windows[:, 0]
     order = np.argsort(-lengths, kind="stable")  # those of like length share a batch
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -138,14 +151,36 @@ def token_losses(
     with tqdm(total=len(losses), unit=" tokens", unit_scale=True, desc=what, disable=hidden) as bar:
         for batch in batches[state.process_index :: state.num_processes]:
             windows = read.windows[batch]
-            found = _window_losses(model, read, windows)
-            for (begin, end, counted), row in zip(windows.tolist(), found, strict=True):
-                losses[counted:end] = row[counted - begin : end - begin]
+            if (losses[windows[:, 2]] == UNKNOWN).any():
+                found = _window_losses(model, read, windows)
+                for (begin, end, counted), row in zip(windows.tolist(), found, strict=True):
+                    losses[counted:end] = row[counted - begin : end - begin]
             bar.update(int((windows[:, 1] - windows[:, 2]).sum()) * state.num_processes)
     model.train(training)
-    if state.num_processes > 1:
-        losses = np.sum(gather_object([losses]), axis=0)
+    mine: Losses = np.array(losses)
+    return mine if state.num_processes == 1 else np.max(gather_object([mine]), axis=0)
+
+
+def _open_losses(read: Reading, batch_size: int, scratch: Path | None) -> Losses:
+    """Return the losses known so far, (tokens,), UNKNOWN where there is none; kept at `scratch`."""
+    shape = (len(read.targets),)
+    if scratch is None:
+        return np.full(shape, UNKNOWN)
+    parts = (read.inputs, read.targets, read.windows, np.array([batch_size]))
+    digest = hashlib.blake2b(b"".join(part.tobytes() for part in parts), digest_size=8).hexdigest()
+    path = scratch.with_name(f"{scratch.name}-{digest}-{_rank()}.npy")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".unfinished.npy")
+        np.save(aside, np.full(shape, UNKNOWN))
+        aside.replace(path)
+    losses: Losses = np.load(path, mmap_mode="r+")
     return losses
+
+
+def _rank() -> str:
+    state = PartialState()
+    return f"{state.process_index}of{state.num_processes}"
 
 
 @torch.inference_mode()

@@ -49,11 +49,11 @@ class BitsPerByte(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return _info(
             "Bits that a model needs for a byte of UTF-8 text: summed negative log-likelihoods in"
-            " nats, over ln 2 and over the bytes.",
+            " nats, over ln 2 and over the bytes (Gao et al., 2020).",
             "predictions: the negative log-likelihood of each whole text in nats; references: the"
             " texts.",
             {"predictions": datasets.Value("float64"), "references": TEXT},
-            citation="",
+            citation="https://arxiv.org/abs/2101.00027",
         )
 
     def _compute(self, predictions: Sequence[float], references: Sequence[str]) -> dict[str, float]:
@@ -126,10 +126,11 @@ class Repetition(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return _info(
-            "The mean share of a text's 4-grams that stood earlier in it.",
+            "The mean share of a text's 4-grams that stood earlier in it (seq-rep-4, Welleck et"
+            " al., 2020).",
             "predictions: the texts.",
             {"predictions": TEXT},
-            citation="",
+            citation="https://arxiv.org/abs/1908.04319",
         )
 
     def _compute(self, predictions: Sequence[str]) -> dict[str, float]:

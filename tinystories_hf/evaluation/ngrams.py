@@ -48,7 +48,7 @@ def distinct(texts: Sequence[Words], k: int) -> float:
 
 
 def repetition(words: Words, k: int = 4) -> float:
-    """Return the share of k-grams that stood earlier in the same text."""
+    """Return the share of k-grams that stood earlier in the text (Welleck et al., 2020)."""
     found = kgrams(words, k)
     return 1 - len(set(found)) / len(found) if found else 0.0
 

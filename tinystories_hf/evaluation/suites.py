@@ -84,6 +84,7 @@ def _loss(task: Task, quiet: bool) -> Section:
         validation,
         context_length=subject.context_length,
         batch_size=task.arguments.batch_size,
+        scratch=task.folder / f".losses-{subject.facts.weights_sha256[:16]}",
         quiet=quiet,
     )
     dataset = {
