@@ -30,7 +30,10 @@ def scored(score: Callable[[ClozeItem, str], float]) -> dict[str, float]:
     """Return the accuracy of each family when answers are chosen by a score."""
     items = cloze_items()
     scores = [[score(item, answer) for answer in item.answers] for item in items]
-    return {name: found.accuracy for name, found in cloze_accuracy(items, scores).items()}
+    found = cloze_accuracy(items, scores)
+    for one in found.values():
+        assert one.relative_accuracy == pytest.approx(one.accuracy)
+    return {name: one.accuracy for name, one in found.items()}
 
 
 def chances() -> dict[str, float]:
@@ -101,8 +104,9 @@ def test_no_family_is_solved_by_the_end_of_the_beginning() -> None:
         for item in items
     ]  # fmt: skip
     scores, _ = model_scores(model, tokenizer, ends, 256, 16)
-    found = {name: score.accuracy for name, score in cloze_accuracy(items, scores).items()}
-    assert found == pytest.approx(chances())
+    found = cloze_accuracy(items, scores)
+    assert {name: one.accuracy for name, one in found.items()} == pytest.approx(chances())
+    assert {name: one.relative_accuracy for name, one in found.items()} == pytest.approx(chances())
 
 
 MENTIONS: dict[str, Callable[[ClozeItem, str], float]] = {
@@ -165,6 +169,18 @@ def test_a_uniform_model_scores_at_chance() -> None:
         assert found.interval is not None
         assert found.interval[0] - 1e-9 <= found.chance <= found.interval[1] + 1e-9
         assert found.accuracy == pytest.approx(found.chance)
+        assert found.relative_accuracy == pytest.approx(found.chance)
+
+
+def test_a_liking_for_an_answer_is_left_out_by_relative_scores() -> None:
+    """A model that knows what is right and likes the first answer far more."""
+    items = [item for item in cloze_items() if item.group < 3]
+    scores = [
+        [(at == item.right) + 5.0 * (at == 0) for at in range(len(item.answers))] for item in items
+    ]
+    for found in cloze_accuracy(items, scores).values():
+        assert found.accuracy == pytest.approx(found.chance, abs=0.01)
+        assert found.relative_accuracy == 1.0
 
 
 def test_an_untrained_model_scores_near_chance() -> None:

@@ -254,3 +254,4 @@ def test_a_local_model_is_asked_too(trained_run: Path, tmp_path: Path) -> None:
     (only,) = found["judges"]
     assert only["failures"]["malformed"] == 2  # a child's teller of tales grades nobody
     assert only["grades"] is None
+    assert only["judge"] == trained_run.name, "no place of this machine"

@@ -24,7 +24,8 @@ from tinystories_hf.toy import toy_stories
 
 # Room for a whole toy story.
 LONGER = ("--context_length", "256", "--max_position_embeddings", "256", "--vocab_size", "700")
-PICTURES = {"loss_by_position.png", "cloze.png", "memorization.png"}
+DRAWN = ("loss_by_position.png", "cloze.png", "memorization.png")
+PICTURES = set(DRAWN)
 
 
 def evaluate(folder: Path, *flags: str, **extra: str) -> subprocess.CompletedProcess[str]:
@@ -177,6 +178,25 @@ def test_results_that_do_not_fit_the_schema_are_refused(evaluated: Path) -> None
             check(changed)
 
 
+RECORDED = sorted((ROOT / "docs" / "results").rglob("*eval_results.json"))
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.parent.name)
+def test_recorded_results_fit_the_schema(path: Path) -> None:
+    read_results(path)
+
+
+def test_the_comparison_in_the_docs_is_made_of_its_results() -> None:
+    folder = ROOT / "docs" / "results" / "compared"
+    models = [read_results(folder / name / "eval_results.json") for name in ("small", "untrained")]
+    pictures = [path.name for path in folder.glob("*.png")]
+    ordered = [name for name in DRAWN if name in pictures]
+    assert render(models, ordered) == (folder / "evaluation.md").read_text(encoding="utf-8")
+    trained, untrained = models
+    for reading in ("packed", "by_story"):
+        assert trained["loss"][reading]["loss_interval"][1] < untrained["loss"][reading]["loss"]
+
+
 def test_the_schema_says_what_it_is() -> None:
     import jsonschema
 
@@ -192,6 +212,7 @@ def test_the_schema_says_what_it_is() -> None:
         (["--model", "a", "--suite", "all"], "name one with --judge_model"),
         (["--model", "a", "b", "--revision", "x"], "single model"),
         (["--model", "a", "--batch_size", "0"], "at least 1"),
+        (["--model", "a", "--judge_base_url", "https://me:key@host/v1"], "leave the key out"),
         (["--model", "a", "--data_set", "x"], "did you mean --dataset"),
         (["--model", "a", "--tokenizer", "x"], "unknown flag --tokenizer"),
     ],

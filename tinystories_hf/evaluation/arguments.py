@@ -71,6 +71,8 @@ class EvaluationArguments:
                 raise UserError(f"{name} must be at least 1, got {value}")
         if self.seed < 0:
             raise UserError(f"seed must not be negative, got {self.seed}")
+        if self.judge_base_url and "@" in self.judge_base_url.partition("://")[2].split("/")[0]:
+            raise UserError("judge_base_url: leave the key out; it is read from JUDGE_API_KEY")
         suites = self.suites  # an unknown one is told here
         if "judge" in suites and not self.judge_model:
             raise UserError("suite: judge needs somebody who grades; name one with --judge_model")

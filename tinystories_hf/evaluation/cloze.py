@@ -22,8 +22,9 @@ from tinystories_hf.evaluation.reading import Reading, encode
 
 ITEMS = Path(__file__).with_name("cloze.yaml")
 PROTOCOL = (
-    "the answer with the highest log-likelihood, a full stop included; ties share the credit;"
-    " intervals by bootstrap over groups"
+    "the answer with the highest log-likelihood, a full stop included; relative: the one whose"
+    " log-likelihood is furthest above its mean over the group; ties share the credit; intervals"
+    " by bootstrap over groups"
 )
 
 
@@ -49,10 +50,17 @@ Scorer = Callable[[Sequence[ClozeItem]], Sequence[Sequence[float]]]
 
 @dataclass(frozen=True)
 class FamilyScore:
-    """How often the right answer was chosen; `chance` is what choosing blindly gives."""
+    """How often the right answer was chosen; `chance` is what choosing blindly gives.
+
+    `accuracy` chooses the likeliest answer. `relative_accuracy` chooses the one that its beginning
+    makes likelier than the other beginnings of its group do: a small model likes some answers
+    whatever they follow, and this leaves that out.
+    """
 
     accuracy: float
     interval: Interval | None
+    relative_accuracy: float
+    relative_interval: Interval | None
     chance: float
     items: int
 
@@ -73,24 +81,34 @@ def cloze_items() -> tuple[ClozeItem, ...]:
 def cloze_accuracy(
     items: Sequence[ClozeItem], scores: Sequence[Sequence[float]]
 ) -> dict[str, FamilyScore]:
-    """Return the share of right choices in each family, given a score for each answer."""
+    """Return the share of right choices in each family, given a score for each answer.
+
+    `items` holds whole groups.
+    """
     found = {}
     for family in dict.fromkeys(item.family for item in items):
-        shares: dict[int, list[float]] = {}
-        chances = []
+        groups: dict[int, list[tuple[ClozeItem, Sequence[float]]]] = {}
         for item, scored in zip(items, scores, strict=True):
             if item.family == family:
-                shares.setdefault(item.group, []).append(credit(scored, item.right))
-                chances.append(1 / len(item.answers))
-        groups = list(shares.values())
-        sums, counts = [sum(group) for group in groups], [len(group) for group in groups]
+                groups.setdefault(item.group, []).append((item, scored))
+        shares = [[credit(own, item.right) for item, own in group] for group in groups.values()]
+        relative = [_relative_credits(group) for group in groups.values()]
+        sizes = [len(group) for group in shares]
         found[family] = FamilyScore(
-            accuracy=sum(sums) / sum(counts),
-            interval=ratio_interval(sums, counts),
-            chance=float(np.mean(chances)),
-            items=sum(counts),
+            accuracy=sum(map(sum, shares)) / sum(sizes),
+            interval=ratio_interval([sum(group) for group in shares], sizes),
+            relative_accuracy=sum(map(sum, relative)) / sum(sizes),
+            relative_interval=ratio_interval([sum(group) for group in relative], sizes),
+            chance=float(np.mean([1 / len(i.answers) for i in items if i.family == family])),
+            items=sum(sizes),
         )
     return found
+
+
+def _relative_credits(group: Sequence[tuple[ClozeItem, Sequence[float]]]) -> list[float]:
+    """Return the credits when each answer counts by what it gains over the mean of its group."""
+    means = np.mean([scored for _, scored in group], axis=0)
+    return [credit((np.array(own) - means).tolist(), item.right) for item, own in group]
 
 
 def credit(scores: Sequence[float], right: int) -> float:

@@ -35,6 +35,7 @@ from tinystories_hf.evaluation.rubric import (
     conversation,
     parse_grades,
 )
+from tinystories_hf.provenance import portable
 
 # An opinion, the grades, and once more where these cannot be read.
 MOST_REPLIES = 3
@@ -213,7 +214,7 @@ def summarize(
         missing = unanswered.get(name, 0)
         judges.append(
             {
-                "judge": name,
+                "judge": str(portable(name)),
                 "stories": len(stories),
                 "graded": len(grades[name]),
                 "failures": {
@@ -253,7 +254,7 @@ def agreement(
     `pearson` is None where a judge gave all stories the same grade.
     """
     both = sorted(set(grades[one]) & set(grades[other]))
-    found: Record = {"judges": [one, other], "stories": len(both)}
+    found: Record = {"judges": [portable(one), portable(other)], "stories": len(both)}
     for grade in GRADES if both else ():
         a, b = (
             np.array([getattr(grades[name][story], grade) for story in both])

@@ -86,15 +86,17 @@ def _draw_cloze(results: Sequence[Results]) -> Any:
     families = list(results[0]["cloze"]["families"])
     width = 0.8 / len(results)
     for number, model in enumerate(results):
-        found = [model["cloze"]["families"][family] for family in families]
         places = [at - 0.4 + width * (number + 0.5) for at in range(len(families))]
-        _bars(axes, places, [(one["accuracy"], one["interval"]) for one in found], width, number,
-              model["model"]["name"])  # fmt: skip
+        found = [
+            (score["relative_accuracy"], score["relative_interval"])
+            for score in (model["cloze"]["families"][family] for family in families)
+        ]
+        _bars(axes, places, found, width, number, model["model"]["name"])
     for at, family in enumerate(families):
         chance = results[0]["cloze"]["families"][family]["chance"]
         label = "chance" if at == 0 else None
         axes.hlines(chance, at - 0.45, at + 0.45, colors="black", linestyles="dotted", label=label)
-    axes.set(ylim=(0, 1), ylabel="right answers")
+    axes.set(ylim=(0, 1), ylabel="right answers, relative scoring")
     axes.set_xticks(range(len(families)), families)
     axes.legend(fontsize=8)
     return figure

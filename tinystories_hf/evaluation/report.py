@@ -137,23 +137,22 @@ def readings(loss: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def _cloze(results: Sequence[Results]) -> str:
     families = list(results[0]["cloze"]["families"])
-    rows = [
-        [
-            _name(model),
-            *(
-                with_interval(
-                    model["cloze"]["families"][family]["accuracy"],
-                    model["cloze"]["families"][family]["interval"],
-                    ".1%",
-                )
-                for family in families
-            ),
-        ]
-        for model in results
-    ]
+    rows = []
+    for model in results:
+        scores = [model["cloze"]["families"][family] for family in families]
+        for scoring, key in (("likelihood", ""), ("relative", "relative_")):
+            cells = [
+                with_interval(score[f"{key}accuracy"], score[f"{key}interval"], ".1%")
+                for score in scores
+            ]
+            rows.append([_name(model), scoring, *cells])
     first = results[0]["cloze"]["families"]
-    rows.append(["chance", *(f"{first[family]['chance']:.1%}" for family in families)])
-    header = ["model", *(f"{family} ({first[family]['items']} items)" for family in families)]
+    rows.append(["chance", "", *(f"{first[family]['chance']:.1%}" for family in families)])
+    header = [
+        "model",
+        "answer by",
+        *(f"{family} ({first[family]['items']} items)" for family in families),
+    ]
     return "\n\n".join(["## Cloze", _table(header, rows), f"{results[0]['cloze']['protocol']}."])
 
 
