@@ -292,6 +292,7 @@ def test_the_paper_stands_beside_models_of_its_shape(evaluated: Path, tmp_path: 
     text = render([results])
     assert "| the paper | its own protocol | 2.08 |" in text
     assert "about 0.745" in text
+    assert "| 0 of 9, 1 half right | 0 of 9, 0 half right | 1 of 6, 1 half right |" in text
     assert write_report([results], tmp_path).read_text().startswith("# Evaluation: run")
 
 

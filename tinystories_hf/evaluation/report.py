@@ -8,6 +8,7 @@ from typing import Any
 
 from tinystories_hf.evaluation import plots
 from tinystories_hf.evaluation.paper import (
+    FIGURES_9_TO_11,
     GPT_NEO_VOCABULARY,
     MEMORIZATION,
     SOURCE,
@@ -146,6 +147,11 @@ def _cloze(results: Sequence[Results]) -> str:
                 for score in scores
             ]
             rows.append([_name(model), scoring, *cells])
+        shape = (model["model"]["hidden_size"], model["model"]["num_layers"])
+        if shape in FIGURES_9_TO_11:
+            judged = [f"{right} of {sum((right, half, wrong))}, {half} half right"
+                      for right, half, wrong in FIGURES_9_TO_11[shape]]  # fmt: skip
+            rows.append([PAPER, "its own items, by eye", *judged])
     first = results[0]["cloze"]["families"]
     rows.append(["chance", "", *(f"{first[family]['chance']:.1%}" for family in families)])
     header = [
