@@ -285,7 +285,7 @@ def test_each_model_has_a_folder_of_its_own(evaluated: Path, monkeypatch: Any) -
 
 def test_the_paper_stands_beside_models_of_its_shape(evaluated: Path, tmp_path: Path) -> None:
     results = results_in(evaluated / "run")
-    assert "| the paper |" not in render([results])
+    assert "its own protocol" not in render([results])
     results["model"] |= {"hidden_size": 64, "num_layers": 8}
     assert "another vocabulary" in render([results])
     results["model"]["vocab_size"] = 50_257
