@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -135,5 +136,9 @@ def _judge(task: Task, quiet: bool) -> Section:
 
 
 def _prompts(task: Task) -> Prompts:
-    path = task.arguments.prompts
-    return load_prompts(task.data, None if path is None else Path(path))
+    return _load_prompts_once(task.data, task.arguments.prompts)
+
+
+@functools.cache
+def _load_prompts_once(data: DataArguments, path: str | None) -> Prompts:
+    return load_prompts(data, None if path is None else Path(path))
