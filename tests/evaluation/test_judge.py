@@ -197,9 +197,14 @@ def test_nothing_is_started_that_costs_before_it_is_confirmed(
     assert not endpoint.requests
     said = capsys.readouterr().out
     assert "32 requests" in said
-    cost = estimate(STORIES, {}, judge)
+    cost = estimate(STORIES, [], judge)
     opinion = len(opinion_question(STORIES[0]["beginning"], STORIES[0]["text"])) // 4
     assert cost.tokens_in > 16 * 2 * opinion  # both turns carry the story
+    done = [
+        {"judge": "a", "prompt": 0, "completion": 0, "turn": 1, "refused": "no"},
+        {"judge": "a", "prompt": 0, "completion": 1, "turn": 1, "text": OPINION},
+    ]
+    assert estimate(STORIES, done, judge).requests == 32 - 2 - 1
     assert cost.dollars == pytest.approx((cost.tokens_in + 10 * cost.tokens_out) / 1e6)
 
 

@@ -60,7 +60,7 @@ class JudgeArguments:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What judging will take at most: one reply more where grades cannot be read is not in it."""
+    """About what judging will take; second tries of grades that cannot be read are not in it."""
 
     requests: int
     tokens_in: int
@@ -76,15 +76,16 @@ class Estimate:
 
 
 def estimate(
-    stories: Sequence[Record], asked: Mapping[Key, list[str]], judge: JudgeArguments
+    stories: Sequence[Record], records: Sequence[Record], judge: JudgeArguments
 ) -> Estimate:
     """Return what is still to be paid for, counted at four characters to a token."""
+    asked, refused = _replies(records), _refused(records)
     requests = tokens_in = tokens_out = 0
     for name, story in itertools.product(judge.models, stories):
         if is_local(name, judge.base_url):
             continue
         replies = list(asked.get(_key(name, story), []))
-        if finished(replies):
+        if finished(replies) or _key(name, story) in refused:
             continue
         for expected in EXPECTED_REPLY_TOKENS[len(replies) :]:
             messages = conversation(story["beginning"], story["text"], replies)
@@ -120,7 +121,7 @@ def measure_judge(
             asked at all.
     """
     records = RecordFile(folder / "judgements.jsonl", made_with)
-    cost = estimate(stories, _replies(records.records), judge)
+    cost = estimate(stories, records.records, judge)
     if cost.requests:
         print(f"judge       {cost}", flush=True)
         if not judge.confirmed:

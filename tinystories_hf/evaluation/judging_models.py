@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -135,9 +136,13 @@ def local_judge(name: str) -> Judge:
     from tinystories_hf.generation import load_for_generation
 
     model, tokenizer = load_for_generation(name)
+    one_at_a_time = threading.Lock()
 
-    @torch.inference_mode()
     def answer(messages: list[Message]) -> Reply:
+        with one_at_a_time, torch.inference_mode():
+            return _tell(messages)
+
+    def _tell(messages: list[Message]) -> Reply:
         if tokenizer.chat_template:
             text = tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
