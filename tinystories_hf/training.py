@@ -359,7 +359,7 @@ def evaluate_run(
     evaluation = EvaluationArguments(
         model=[run_dir], batch_size=arguments.training.per_device_eval_batch_size
     )
-    task = Task(subject, arguments.data, evaluation, Path(run_dir))
+    task = Task(subject, arguments.data, evaluation, Path(run_dir), prepared)
     loss = measure("loss", task, quiet=not trainer.is_world_process_zero())
     return {**new_results(subject.facts), "loss": loss}
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,7 +25,10 @@ from transformers import (
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoForCausalLM as Stock
 
 from tests.conftest import LAUNCH, ROOT, SHARED, environment
+from tinystories_hf.arguments import Arguments
+from tinystories_hf.data import prepare
 from tinystories_hf.evaluation import loss as loss_module
+from tinystories_hf.evaluation.arguments import EvaluationArguments
 from tinystories_hf.evaluation.loss import (
     SplitLoss,
     positions,
@@ -38,10 +42,14 @@ from tinystories_hf.evaluation.reading import (
     PROTOCOLS,
     TokenizedStories,
     Validation,
+    prepared_validation,
+    read_validation,
     reading,
     stands_in,
     tokenize_stories,
 )
+from tinystories_hf.evaluation.subject import load_subject
+from tinystories_hf.evaluation.suites import Task, measure
 from tinystories_hf.modeling import GPTNeoForCausalLM
 from tinystories_hf.tokenizer import train_tokenizer
 from tinystories_hf.toy import toy_stories
@@ -270,6 +278,34 @@ def test_the_interval_covers_what_it_should() -> None:
         held += found[0] <= 2.0 <= found[1]
     assert 180 <= held <= 198
     assert ratio_interval([1.0], [2.0]) is None
+
+
+@pytest.mark.parametrize(
+    "flags", [(), ("--drop_duplicates", "true"), ("--drop_validation_overlap", "true")]
+)
+def test_a_prepared_folder_holds_the_validation_text_when_the_corpus_is_gone(
+    tiny_arguments: Callable[..., Arguments], trained_run: Path, tmp_path: Path, flags: Any
+) -> None:
+    stories = list(toy_stories(90, 4))
+    folder = tmp_path / "stories"
+    folder.mkdir()
+    texts = {"train": stories[:80], "valid": [*stories[70:], stories[85], " " + stories[3]]}
+    for name, part in texts.items():
+        (folder / f"{name}.txt").write_text("\n<|endoftext|>\n".join(part))
+    data = tiny_arguments("--dataset", str(folder), *flags).data
+    prepared = prepare(data, 320, quiet=True)
+    expected = read_validation(data)
+    shutil.rmtree(folder)
+    found = prepared_validation(prepared)
+    assert found.texts == expected.texts
+    assert found.in_training.tolist() == expected.in_training.tolist()
+    assert found.in_training.sum() == (0 if "--drop_validation_overlap" in flags else 11)
+    assert (found.source, found.cleaning) == (expected.source, expected.cleaning)
+    subject = load_subject(str(trained_run))
+    task = Task(subject, data, EvaluationArguments(model=["run"]), tmp_path / "out", prepared)
+    section = measure("loss", task, quiet=True)
+    assert section["stories"] == len(expected.texts)
+    assert section["made"]["settings"]["validation"] == expected.source
 
 
 def test_a_tokenizer_without_an_end_is_refused() -> None:

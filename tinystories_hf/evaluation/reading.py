@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from pyarrow import parquet
 from transformers import PreTrainedTokenizerFast
 
 from tinystories_hf import cleaning
 from tinystories_hf.arguments import DataArguments
 from tinystories_hf.cleaning import CleaningCounts, clean, story_digest
 from tinystories_hf.corpus import Split, open_corpus
-from tinystories_hf.data import STORIES_PER_BATCH
+from tinystories_hf.data import STORIES, STORIES_PER_BATCH, PreparedData
 from tinystories_hf.errors import UserError
 from tinystories_hf.words import StoryTokenizer
 
@@ -58,6 +59,18 @@ def read_validation(data: DataArguments) -> Validation:
     if not texts:
         raise UserError(f"dataset: {data.dataset} has no stories for validation")
     return Validation(texts, found, corpus.validation.identity, cleaning.options(data))
+
+
+def prepared_validation(prepared: PreparedData) -> Validation:
+    """Return what `read_validation` would, from a prepared folder: no corpus is asked again."""
+    table = parquet.read_table(prepared.path / STORIES)
+    manifest = prepared.manifest
+    return Validation(
+        table["text"].to_pylist(),
+        np.array(table["in_training"].to_pylist(), dtype=bool),
+        manifest.validation.source,
+        manifest.cleaning,
+    )
 
 
 def _clean(split: Split, data: DataArguments) -> Iterable[str]:

@@ -12,12 +12,13 @@ from typing import Any
 from tinystories_hf import cleaning, provenance
 from tinystories_hf.arguments import DataArguments
 from tinystories_hf.corpus import file_sha256, open_corpus
+from tinystories_hf.data import PreparedData
 from tinystories_hf.evaluation.arguments import EvaluationArguments
 from tinystories_hf.evaluation.cloze import ITEMS, measure_cloze
 from tinystories_hf.evaluation.judge import JudgeArguments, measure_judge
 from tinystories_hf.evaluation.loss import split_loss
 from tinystories_hf.evaluation.memorization import measure_memorization
-from tinystories_hf.evaluation.reading import read_validation
+from tinystories_hf.evaluation.reading import prepared_validation, read_validation
 from tinystories_hf.evaluation.stories import (
     Prompts,
     load_prompts,
@@ -33,12 +34,25 @@ Section = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """One model to be measured, and where its results go."""
+    """One model to be measured, and where its results go.
+
+    `prepared` holds the text where it is at hand, so that the end of a run needs neither the Hub
+    nor the files that it started from.
+    """
 
     subject: Subject
     data: DataArguments
     arguments: EvaluationArguments
     folder: Path
+    prepared: PreparedData | None = None
+
+    def sources(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what decides the stories of training and validation."""
+        if self.prepared is not None:
+            manifest = self.prepared.manifest
+            return manifest.train.source, manifest.validation.source
+        corpus = open_corpus(self.data)
+        return corpus.train.identity, corpus.validation.identity
 
 
 def settings_of(suite: str, task: Task) -> Section:
@@ -46,11 +60,11 @@ def settings_of(suite: str, task: Task) -> Section:
     context = task.subject.context_length
     if suite == "cloze":
         return {"context_length": context, "items_sha256": file_sha256(ITEMS)}
-    corpus = open_corpus(task.data)
-    text = {"cleaning": cleaning.options(task.data), "training": corpus.train.identity}
+    training, validation = task.sources()
+    text = {"cleaning": cleaning.options(task.data), "training": training}
     settings: Section = {"context_length": context, **text}
     if suite == "loss":
-        return {**settings, "validation": corpus.validation.identity}
+        return {**settings, "validation": validation}
     settings["seed"] = task.arguments.seed
     if suite in ("stories", "judge"):
         settings["prompts_sha256"] = _prompts(task).sha256
@@ -78,7 +92,8 @@ def measure(suite: str, task: Task, *, quiet: bool = False) -> Section:
 
 
 def _loss(task: Task, quiet: bool) -> Section:
-    subject, validation = task.subject, read_validation(task.data)
+    subject, prepared = task.subject, task.prepared
+    validation = read_validation(task.data) if prepared is None else prepared_validation(prepared)
     found = split_loss(
         subject.model,
         subject.tokenizer,
