@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GPTNeoConfig, PreTrainedTokenizerFast
 
+from tests.conftest import ROOT
 from tinystories_hf.corpus import read_text
 from tinystories_hf.evaluation.cloze import (
     ClozeItem,
@@ -46,6 +47,12 @@ def test_there_are_at_least_forty_items_of_each_family() -> None:
     counts = Counter(item.family for item in cloze_items())
     assert set(counts) == set(FAMILIES)
     assert min(counts.values()) >= 40, counts
+
+
+def test_the_pages_say_how_many_items_there_are() -> None:
+    count = len(cloze_items())
+    assert f"{count} beginnings of ours" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{count} items of ours" in (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
 
 def test_items_of_a_group_differ_only_in_what_is_asked() -> None:
