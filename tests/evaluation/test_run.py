@@ -183,7 +183,8 @@ RECORDED = sorted((ROOT / "docs" / "results").rglob("*eval_results.json"))
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.parent.name)
 def test_recorded_results_fit_the_schema(path: Path) -> None:
-    read_results(path)
+    results = read_results(path)
+    assert results["loss"]["packed"]["tokens"] == results["loss"]["by_story"]["tokens"] > 0
 
 
 def test_the_comparison_in_the_docs_is_made_of_its_results() -> None:
