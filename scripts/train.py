@@ -10,14 +10,16 @@ below can stand in a YAML file or on the command line; the command line wins.
 
 from tinystories_hf.arguments import parse_arguments
 from tinystories_hf.errors import report_user_errors
+from tinystories_hf.stopping import stoppable
 
 
 def main() -> None:
     """Parse, then train; torch is imported only once the settings are known to be sound."""
     arguments = parse_arguments(description=__doc__ or "")
-    from tinystories_hf.training import train
+    with stoppable() as stop:
+        from tinystories_hf.training import train
 
-    train(arguments)
+        train(arguments, stop)
 
 
 if __name__ == "__main__":

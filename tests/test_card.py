@@ -59,7 +59,7 @@ def test_energy_is_stated_where_the_power_is_known(trained_run: Path, tmp_path: 
         record["sessions"][-1]["power_limit_watts"] = 700.0
         record["sessions"][-1]["batch"]["num_processes"] = 8
 
-    seconds = json.loads((trained_run / "train_results.json").read_text())["session_seconds"]
+    seconds = json.loads((trained_run / "train_results.json").read_text())["training_seconds"]
     text = changed(trained_run, tmp_path / "gpus", on_gpus)
     assert f"at most {700 * 8 * seconds / 3.6e6:.3f} kWh" in text
     assert "kWh" not in (trained_run / "README.md").read_text(), "unknown is left out"

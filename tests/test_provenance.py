@@ -8,13 +8,13 @@ import pytest
 
 from tests.conftest import ROOT
 from tinystories_hf.errors import UserError
+from tinystories_hf.files import write_json
 from tinystories_hf.provenance import (
     FILE,
     git_state,
     portable,
     power_limit_watts,
     read_record,
-    write_json,
 )
 
 

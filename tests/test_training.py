@@ -18,12 +18,9 @@ from tinystories_hf.data import prepare
 from tinystories_hf.errors import UserError
 from tinystories_hf.evaluation.loss import token_losses
 from tinystories_hf.evaluation.reading import PACKED, read_validation, reading, tokenize_stories
-from tinystories_hf.training import (
-    StoryTrainer,
-    build_trainer_arguments,
-    checkpoint_to_resume,
-    collate_rows,
-)
+from tinystories_hf.run_directory import claimed, where_to_start
+from tinystories_hf.trainer import StoryTrainer, collate_rows
+from tinystories_hf.training import build_trainer_arguments
 
 Parse = Callable[..., Arguments]
 
@@ -168,27 +165,31 @@ def test_the_final_loss_is_that_of_the_saved_weights_in_fp32(
 
 def test_a_directory_with_another_run_is_refused(tiny_arguments: Parse, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert checkpoint_to_resume(tiny_arguments().training) is None
+    assert where_to_start(tiny_arguments().training).checkpoint is None
     run.mkdir()
     (run / "notes.txt").write_text("mine")
-    assert checkpoint_to_resume(tiny_arguments().training) is None
+    assert where_to_start(tiny_arguments().training).checkpoint is None
     (run / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"already holds a run \(config.json\)"):
-        checkpoint_to_resume(tiny_arguments().training)
+    for flags in ((), ("--resume_from_checkpoint", "auto")):
+        with pytest.raises(UserError, match=r"already holds a run \(config.json\)"):
+            where_to_start(tiny_arguments(*flags).training)
     (run / "checkpoint-7").mkdir()
     with pytest.raises(UserError, match=r"already holds a run \(checkpoint-7\)"):
-        checkpoint_to_resume(tiny_arguments().training)
+        where_to_start(tiny_arguments().training)
 
 
 def test_resuming_needs_a_checkpoint(tiny_arguments: Parse, tmp_path: Path) -> None:
+    assert where_to_start(
+        tiny_arguments("--resume_from_checkpoint", "auto").training
+    ).checkpoint is None, "auto begins where there is none"  # fmt: skip
     with pytest.raises(UserError, match="no checkpoint in"):
-        checkpoint_to_resume(tiny_arguments("--resume_from_checkpoint").training)
-    with pytest.raises(UserError, match="is not a checkpoint of a Trainer"):
-        checkpoint_to_resume(tiny_arguments("--resume_from_checkpoint", str(tmp_path)).training)
+        where_to_start(tiny_arguments("--resume_from_checkpoint").training)
+    with pytest.raises(UserError, match=r"not a whole checkpoint: it has no checkpoint\.json"):
+        where_to_start(tiny_arguments("--resume_from_checkpoint", str(tmp_path)).training)
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(UserError, match="is a file"):
-        checkpoint_to_resume(tiny_arguments("--output_dir", str(file)).training)
+    with pytest.raises(UserError, match="is a file"), claimed(file):
+        pass
 
 
 def test_an_unknown_tracker_is_an_error(tiny_arguments: Parse) -> None:

@@ -225,7 +225,9 @@ class TrainingArguments:
     report_to: list[str] = option("trackers, such as tensorboard, wandb, trackio", [])
     run_name: str | None = option("name of the run in trackers; null is output_dir", None)
     resume_from_checkpoint: bool | str = option(
-        "continue the run in output_dir from its last checkpoint, or from a given one", False
+        "auto: continue the run in output_dir from its newest whole checkpoint, or begin it; true:"
+        " continue it; or the checkpoint to continue from",
+        False,
     )
 
     def __post_init__(self) -> None:

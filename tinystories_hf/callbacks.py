@@ -21,8 +21,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from tinystories_hf import hub
 from tinystories_hf.arguments import GenerationArguments
+from tinystories_hf.files import write_text
 from tinystories_hf.generation import Story, generate_stories
 from tinystories_hf.provenance import SAMPLES_FILE
+
+HEADING = "# Samples\n\nThe same prompts and the same seed at each evaluation, temperature 1.\n"
 
 
 class EvaluateAtTheEnd(TrainerCallback):
@@ -55,12 +58,7 @@ class StorySamples(TrainerCallback):
         if state.is_world_process_zero:
             path = Path(args.output_dir) / SAMPLES_FILE
             kept = _sections_until(path, state.global_step) if state.global_step else ""
-            path.write_text(
-                kept
-                or "# Samples\n\nThe same prompts and the same seed at each evaluation,"
-                " temperature 1.\n",
-                encoding="utf-8",
-            )
+            write_text(path, kept or HEADING)
 
     def on_evaluate(
         self,
@@ -75,8 +73,9 @@ class StorySamples(TrainerCallback):
             return
         self.latest = generate_stories(model, self.tokenizer, self.prompts, self.settings)
         told = [_quoted(story) for story in self.latest]
-        with (Path(args.output_dir) / SAMPLES_FILE).open("a", encoding="utf-8") as stream:
-            stream.write("\n".join([f"\n## Step {state.global_step}\n", *told]))
+        path = Path(str(args.output_dir)) / SAMPLES_FILE
+        before = path.read_text(encoding="utf-8") if path.exists() else HEADING
+        write_text(path, before + "\n".join([f"\n## Step {state.global_step}\n", *told]))
 
 
 def _quoted(story: Story) -> str:

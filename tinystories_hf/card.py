@@ -84,7 +84,7 @@ def card_facts(run_dir: Path, model_id: str) -> dict[str, Any]:
         "samples": last_samples.partition("\n")[2].strip().split("\n\n"),
         "session": record["sessions"][-1],
         "resumed": len(record["sessions"]) > 1,
-        "energy_kwh": _energy_kwh(record["sessions"], results["session_seconds"]),
+        "energy_kwh": _energy_kwh(record["sessions"], results["training_seconds"]),
     }
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from tinystories_hf.arguments import DataArguments
 from tinystories_hf.errors import UserError
+from tinystories_hf.files import file_sha256
 from tinystories_hf.tokenizer import END_OF_TEXT
 
 TOY = "toy"
@@ -213,16 +214,6 @@ def _local_files(paths: list[Path], data: DataArguments) -> Split:
         sum(path.stat().st_size for path in paths) if text else None,
         "bytes" if text else "stories",
     )
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file, read in blocks."""
-    digest = hashlib.sha256()
-    block = memoryview(bytearray(BLOCK))
-    with path.open("rb", buffering=0) as stream:
-        while size := stream.readinto(block):
-            digest.update(block[:size])
-    return digest.hexdigest()
 
 
 def hold_out(split: Split, share: float, seed: int) -> Corpus:

@@ -8,11 +8,8 @@ rename, and is the only input of a run, to its last loss.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +30,7 @@ from tinystories_hf.arguments import DataArguments
 from tinystories_hf.cleaning import CleaningCounts, story_digest
 from tinystories_hf.corpus import Corpus, Split
 from tinystories_hf.errors import UserError
+from tinystories_hf.files import appearing, free_bytes, telling_a_full_disk
 from tinystories_hf.packing import RowWriter, row_dtype
 from tinystories_hf.words import StoryTokenizer
 
@@ -124,12 +122,27 @@ def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> Pre
     fingerprint = _fingerprint(data, found, tokenizer, vocab_size)
     folder = prepared_root(data) / fingerprint
     if not folder.exists():
-        with publishing(folder) as work:
-            if tokenizer is None:
-                stories = stories_with_progress(found.train, "training the tokenizer", quiet)
-                tokenizer = tokenizing.train_tokenizer(stories, vocab_size, data.context_length)
-            _write(work, data, found, tokenizer, fingerprint, quiet)
+        check_space(folder, found)
+        with telling_a_full_disk(folder, "preparing"), appearing(folder, "preparing") as work:
+            if work is not None:
+                if tokenizer is None:
+                    stories = stories_with_progress(found.train, "training the tokenizer", quiet)
+                    tokenizer = tokenizing.train_tokenizer(stories, vocab_size, data.context_length)
+                _write(work, data, found, tokenizer, fingerprint, quiet)
     return load_prepared(folder, tokenizer)
+
+
+def check_space(folder: Path, found: Corpus) -> None:
+    """Raise a `UserError` where the rows of a text can be seen not to fit on the disk."""
+    # Two bytes for a token, which stands for four to five characters of English.
+    known = found.train.total if found.train.unit == "bytes" else None
+    needed = (known or 0) // 2
+    free = free_bytes(folder)
+    if free < needed:
+        raise UserError(
+            f"prepared_dir: the rows need about {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are"
+            f" free at {folder.parent}; make space or choose another prepared_dir"
+        )
 
 
 def prepared_root(data: DataArguments) -> Path:
@@ -223,30 +236,6 @@ def _fingerprint(
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return f"{Path(data.dataset).stem}-{data.context_length}-{digest[:16]}"
-
-
-@contextlib.contextmanager
-def publishing(folder: Path) -> Iterator[Path]:
-    """Yield a folder to work in, which gets its name when all is done.
-
-    Whatever happens, nothing half done is left behind. A process that was quicker made the same.
-    """
-    root = folder.parent
-    created = [path for path in (root, *root.parents) if not path.exists()]
-    root.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=root))
-    try:
-        yield work
-        try:
-            work.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        with contextlib.suppress(OSError):  # a folder that is in use by now stays
-            for path in created:
-                path.rmdir()
 
 
 def _write(

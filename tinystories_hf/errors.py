@@ -1,4 +1,4 @@
-"""The one kind of error a user causes, and how a script reports it."""
+"""How a run ends when it does not end well, and how a script reports it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+EXIT_RUN_FAILED = 1
 EXIT_USER_ERROR = 2
+# EX_TEMPFAIL of BSD's sysexits.h: nothing is wrong, the same command again goes on.
+EXIT_STOPPED = 75
 
 
 class UserError(ValueError):
@@ -18,16 +21,37 @@ class UserError(ValueError):
     """
 
 
+class RunError(RuntimeError):
+    """A run cannot go on: the disk or the memory is full, or the loss is no number.
+
+    The message says what to do. What had been saved is whole.
+    """
+
+
+class Stopped(BaseException):
+    """Training was asked to stop by a signal, and has; no handler of errors may take it for one."""
+
+
 @contextmanager
 def report_user_errors() -> Iterator[None]:
-    """Turn a `UserError` into one line on stderr and exit code 2; let every other error through.
+    """Turn the ends that a user can do something about into one line on stderr and an exit code.
 
+    2 for a `UserError`, 1 for a `RunError`, 75 for `Stopped`; every other error goes through.
     Under a launcher all processes usually fail alike; those after the first say who they are.
     """
     try:
         yield
     except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        prefix = "error" if rank == "0" else f"error (process {rank})"
-        print(f"{prefix}: {error}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_USER_ERROR)
+        _end("error", error, EXIT_USER_ERROR)
+    except RunError as error:
+        _end("error", error, EXIT_RUN_FAILED)
+    except Stopped as end:
+        _end("stopped", end, EXIT_STOPPED)
+
+
+def _end(what: str, reason: BaseException, code: int) -> None:
+    rank = os.environ.get("RANK", "0")
+    prefix = what if rank == "0" else f"{what} (process {rank})"
+    if str(reason):
+        print(f"{prefix}: {reason}", file=sys.stderr, flush=True)
+    sys.exit(code)

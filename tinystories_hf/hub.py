@@ -25,6 +25,7 @@ from tinystories_hf import provenance
 from tinystories_hf.arguments import HubArguments
 from tinystories_hf.card import CARD_FILE, render_card, write_card
 from tinystories_hf.errors import UserError
+from tinystories_hf.files import telling_a_full_disk
 from tinystories_hf.hub_client import (
     FOR_A_CHECKPOINT,
     FOR_THE_MODEL,
@@ -47,7 +48,7 @@ RUN_FILES = (
     *("*_results.json", "evaluation.md", "*.png"),
 )
 REQUIRED = ("config.json", "model.safetensors", "tokenizer.json", CARD_FILE, provenance.FILE)
-# Copies of checkpoints that are to become branches; each goes when it is published.
+# Models of checkpoints that are to become branches; each goes when it is published.
 WAITING = "unpublished"
 MAIN = "main"
 # Written by the Hub itself into each repository.
@@ -125,22 +126,37 @@ def publish(run_dir: Path, destination: Destination) -> str:
 def publish_checkpoint(
     checkpoint: Path, run_dir: Path, destination: Destination, step: int
 ) -> None:
-    """Make a saved checkpoint the branch `step-N`; where that fails, keep a copy for later.
+    """Make a saved checkpoint the branch `step-N`; where that fails, keep its model for later.
 
-    A failure here is told and does not stop the training: the copy is tried again at the next
+    A failure here is told and does not stop the training: what is kept is tried again at the next
     checkpoint and at the end.
+
+    Raises:
+        RunError: the disk is full, and of a kind that needs copies.
     """
-    waiting = run_dir / WAITING / f"step-{step}"
-    waiting.mkdir(parents=True, exist_ok=True)
-    for path in _matching(checkpoint, MODEL_FILES).values():
-        shutil.copy2(path, waiting)
-    shutil.copy2(run_dir / provenance.FILE, waiting)
+    files = [*_matching(checkpoint, MODEL_FILES).values(), run_dir / provenance.FILE]
+    with telling_a_full_disk(run_dir, "keeping a checkpoint to publish"):
+        _keep(files, run_dir / WAITING / f"step-{step}")
     run_id = provenance.read_record(run_dir).run_id
     try:
         _publish_waiting(run_dir, destination, run_id, FOR_A_CHECKPOINT)
     except Exception as error:
         reason = error if isinstance(error, UserError) else explain(error, destination.repo_id)
         print(f"not yet published: step-{step} ({reason}); tried again later", file=sys.stderr)
+
+
+def _keep(files: list[Path], folder: Path) -> None:
+    """Make a folder of further names for files: it takes no space, and outlives the checkpoint."""
+    aside = folder.with_name(f".{folder.name}.unfinished")
+    for stale in (aside, folder):
+        shutil.rmtree(stale, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for path in files:
+        try:
+            (aside / path.name).hardlink_to(path)
+        except OSError:  # a file system without such names
+            shutil.copy2(path, aside)
+    aside.rename(folder)
 
 
 def describe_push(run_dir: Path, destination_name: str) -> str:
@@ -262,7 +278,7 @@ def _run_id_of(api: HfApi, repo_id: str, revision: str, names: set[str]) -> str 
 def _publish_waiting(
     run_dir: Path, destination: Destination, run_id: str, patience: Patience
 ) -> None:
-    """Publish the checkpoints that wait, oldest first; the copy of each goes when it is up."""
+    """Publish the checkpoints that wait, oldest first; each goes when it is up."""
     folders = (run_dir / WAITING).glob("step-*")
     for folder in sorted(folders, key=lambda path: int(path.name.partition("-")[2])):
         branch = replace(destination, revision=folder.name)

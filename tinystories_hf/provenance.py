@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.batch import BatchPlan
 from tinystories_hf.errors import UserError
+from tinystories_hf.files import write_json
 
 if TYPE_CHECKING:
     from tinystories_hf.data import Manifest
@@ -56,7 +57,7 @@ class Session:
     batch: dict[str, int]
     mixed_precision: str
     power_limit_watts: float | None = None
-    status: Literal["running", "finished"] = "running"
+    status: Literal["running", "finished", "stopped", "failed", "killed"] = "running"
     finished: str | None = None
 
 
@@ -78,9 +79,9 @@ class RunRecord:
         """Write `run.json` by one rename, so that no reader sees half of it."""
         write_json(run_dir / FILE, asdict(self))
 
-    def finish(self, run_dir: Path) -> None:
-        """Mark the last session as finished."""
-        self.sessions[-1].status = "finished"
+    def end(self, run_dir: Path, status: Literal["finished", "stopped", "failed"]) -> None:
+        """Say how the last session ended."""
+        self.sessions[-1].status = status
         self.sessions[-1].finished = now()
         self.write(run_dir)
 
@@ -94,6 +95,9 @@ def start_record(
 ) -> RunRecord:
     """Describe a run that begins; the earlier sessions of a resumed one stay."""
     earlier = read_record(run_dir) if (run_dir / FILE).exists() else None
+    for session_before in earlier.sessions if earlier else []:
+        if session_before.status == "running":  # it had no time to say how it ended
+            session_before.status = "killed"
     dataset = asdict(manifest)
     for split in ("train", "validation"):
         del dataset[split]["tail"]
@@ -143,10 +147,15 @@ def surroundings(device_type: str) -> dict[str, Any]:
         "started": now(),
         "git_commit": commit,
         "git_dirty": dirty,
-        "versions": {name: version for name in LIBRARIES if (version := _version(name))},
+        "versions": versions(),
         "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "device": describe_device(device_type),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the version of each library that numbers may depend on."""
+    return {name: version for name in LIBRARIES if (version := _version(name))}
 
 
 def configuration(arguments: Arguments) -> dict[str, Any]:
@@ -169,13 +178,6 @@ def read_record(run_dir: Path) -> RunRecord:
         return RunRecord(**content, sessions=sessions)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run_dir / FILE} is missing or not a record of a run: {error}") from None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON by one rename."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
 
 
 def now() -> str:

@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
-import shlex
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch.utils.data import RandomSampler
-from transformers import Trainer, set_seed
+from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments as TrainerArguments
+from transformers import set_seed
 from transformers.integrations import get_available_reporting_integrations
-from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
-from tinystories_hf import hub, provenance
+from tinystories_hf import checkpoints, hub, provenance
 from tinystories_hf.arguments import Arguments, TrainingArguments
 from tinystories_hf.batch import BatchPlan, plan_batch
-from tinystories_hf.callbacks import (
-    ConsoleLog,
-    EvaluateAtTheEnd,
-    PublishCheckpoints,
-    StorySamples,
-)
-from tinystories_hf.card import write_card
+from tinystories_hf.callbacks import PublishCheckpoints, StorySamples
 from tinystories_hf.data import PreparedData, prepare
-from tinystories_hf.errors import UserError
-from tinystories_hf.evaluation.arguments import EvaluationArguments
-from tinystories_hf.evaluation.plots import plot_loss
-from tinystories_hf.evaluation.results import Results, new_results, write_results
-from tinystories_hf.evaluation.subject import describe_subject
-from tinystories_hf.evaluation.suites import Task, measure
+from tinystories_hf.errors import RunError, Stopped, UserError
+from tinystories_hf.finishing import finish_run, finished_metrics
+from tinystories_hf.guards import telling_a_dead_reader, telling_out_of_memory
 from tinystories_hf.hardware import (
     choose_precision,
     compiles,
@@ -47,47 +31,125 @@ from tinystories_hf.hardware import (
 )
 from tinystories_hf.modeling import GPTNeoForCausalLM, build_model, count_parameters
 from tinystories_hf.packing import PackedRows
+from tinystories_hf.run_directory import (
+    Start,
+    check_same_run,
+    claimed,
+    is_finished,
+    other_versions,
+    where_to_start,
+)
+from tinystories_hf.stopping import HOW_TO_GO_ON, StopRequest
+from tinystories_hf.trainer import StoryTrainer, collate_rows
+from tinystories_hf.trajectory import describe_trajectory
 
-LOSS_PLOT = "loss.png"
 
-
-def train(arguments: Arguments) -> dict[str, float]:
+def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, float]:
     """Train a model as the settings say and return the final metrics.
 
     Raises:
         UserError: before any work, where the settings, the data or the run directory forbid it.
+        RunError: the run cannot go on; what was saved is whole.
+        Stopped: a signal asked for it; what was done is saved.
     """
     plan = plan_batch(arguments.training, int(os.environ.get("WORLD_SIZE", "1")))
-    checkpoint = checkpoint_to_resume(arguments.training)
-    destination = check_publishing(arguments, checkpoint)
     trainer_arguments = build_trainer_arguments(arguments.training, plan)
-    with trainer_arguments.main_process_first(local=True, desc="preparing rows"):
-        prepared = prepare(
-            arguments.data, arguments.model.vocab_size, quiet=trainer_arguments.process_index > 0
-        )
-    check_enough_rows(prepared, plan)
-
-    set_seed(arguments.training.seed)
-    model = build_model(arguments.model, prepared.tokenizer, arguments.data.context_length)
-    if compiles(arguments.training):
-        model.compile_training()
-    trainer = build_trainer(arguments, plan, trainer_arguments, prepared, model)
-    if destination and arguments.hub.hub_strategy == "checkpoint-revisions":
-        trainer.add_callback(PublishCheckpoints(destination, trainer.clock_stopped))
-    record = describe_run(arguments, plan, trainer, prepared, checkpoint)
-
-    trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = finish_run(arguments, trainer, prepared, record, destination)
-    # A process group that is left to the interpreter's exit now and then aborts there (gloo).
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
-    # Alone, with no process waiting for this one: an upload may take longer than they would wait.
-    if destination and trainer.is_world_process_zero():
-        print(f"published   {hub.publish(Path(arguments.training.output_dir), destination)}")
+    run_dir = Path(arguments.training.output_dir)
+    with claimed(run_dir) if trainer_arguments.process_index == 0 else nullcontext():
+        start = agree_on_start(arguments.training, trainer_arguments)
+        destination = check_publishing(arguments, start)
+        with trainer_arguments.main_process_first(local=True, desc="preparing rows"):
+            quiet = trainer_arguments.process_index > 0
+            prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=quiet)
+        check_enough_rows(prepared, plan)
+        set_seed(arguments.training.seed)
+        model = build_model(arguments.model, prepared.tokenizer, arguments.data.context_length)
+        if compiles(arguments.training):
+            model.compile_training()
+        trainer = build_trainer(arguments, plan, trainer_arguments, prepared, model, stop)
+        if start.checkpoint is not None:
+            check_same_run(start.checkpoint, trainer.trajectory)
+        if is_finished(run_dir, start, trainer.steps):
+            metrics = finished_metrics(run_dir)
+            if trainer.is_world_process_zero():
+                print(f"run         {run_dir} is finished; nothing is left to train")
+        else:
+            metrics = run_to_its_end(arguments, trainer, prepared, start, destination)
+        # Alone, with no process waiting: an upload may take longer than they would wait.
+        if destination and trainer_arguments.process_index == 0:
+            print(f"published   {hub.publish(run_dir, destination)}")
     return metrics
 
 
-def check_publishing(arguments: Arguments, checkpoint: str | None) -> hub.Destination | None:
+def run_to_its_end(
+    arguments: Arguments,
+    trainer: StoryTrainer,
+    prepared: PreparedData,
+    start: Start,
+    destination: hub.Destination | None,
+) -> dict[str, float]:
+    """Train what is left and complete the run directory; whatever happens, say how it ended."""
+    run_dir, first = Path(arguments.training.output_dir), trainer.is_world_process_zero()
+    if first:
+        kept = checkpoints_kept(trainer.args, trainer.steps)
+        checkpoints.check_space(run_dir, count_parameters(trainer.model).total, kept)
+    if destination and arguments.hub.hub_strategy == "checkpoint-revisions":
+        trainer.add_callback(PublishCheckpoints(destination, trainer.clock_stopped))
+    record = describe_run(arguments, trainer, prepared, start)
+    try:
+        train_steps(trainer, start, arguments.data.context_length)
+        metrics = finish_run(arguments, trainer, prepared, record, destination)
+    except (Stopped, RunError) as end:
+        if first:
+            record.end(run_dir, "stopped" if isinstance(end, Stopped) else "failed")
+        raise
+    # A process group that is left to the interpreter's exit now and then aborts there (gloo).
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    return metrics
+
+
+def train_steps(trainer: StoryTrainer, start: Start, context_length: int) -> None:
+    """Train from where the run stands to its last step.
+
+    Raises:
+        RunError: memory is not enough, the disk is full, or the loss is no number.
+        Stopped: a signal asked for it; the last step is saved.
+    """
+    checkpoint = start.checkpoint
+    if checkpoint is not None and checkpoint.seal.step >= trainer.steps:
+        trainer.take_from(checkpoint)  # it was stopped between its last step and its last file
+        return
+    if checkpoint is not None:
+        trainer.continue_from(checkpoint)
+    trainer.stop.deferred = True
+    try:
+        with telling_a_dead_reader(), telling_out_of_memory(trainer.plan, context_length):
+            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+    finally:
+        trainer.stop.deferred = False
+    if trainer.stopping or trainer.stop.signal is not None:
+        by = f"by {trainer.stop.signal} " if trainer.stop.signal else ""
+        raise Stopped(
+            f"{by}after step {trainer.state.global_step:,}, saved as {trainer.last_checkpoint};"
+            f" {HOW_TO_GO_ON}"
+        )
+
+
+def agree_on_start(training: TrainingArguments, trainer_arguments: TrainerArguments) -> Start:
+    """Return where the run begins: the first process looks, and all take what it found.
+
+    Raises:
+        UserError: as `where_to_start`.
+    """
+    found: list[Any] = [where_to_start(training) if trainer_arguments.process_index == 0 else None]
+    if trainer_arguments.world_size > 1:
+        broadcast_object_list(found)
+    start: Start = found[0]
+    return start
+
+
+def check_publishing(arguments: Arguments, start: Start) -> hub.Destination | None:
     """Return where the run will be published; the first process finds out whether it may be.
 
     Raises:
@@ -96,37 +158,25 @@ def check_publishing(arguments: Arguments, checkpoint: str | None) -> hub.Destin
     if not arguments.hub.push_to_hub or os.environ.get("RANK", "0") != "0":
         return None
     run_dir = Path(arguments.training.output_dir)
-    run_id = provenance.read_record(run_dir).run_id if checkpoint is not None else None
+    known = start.checkpoint is not None and (run_dir / provenance.FILE).exists()
+    run_id = provenance.read_record(run_dir).run_id if known else None
     return hub.check_destination(arguments.hub, run_dir, run_id)
 
 
-def checkpoint_to_resume(training: TrainingArguments) -> str | None:
-    """Return the checkpoint that the run continues from, None for a new run.
+def count_steps(training: TrainingArguments, plan: BatchPlan, prepared: PreparedData) -> int:
+    """Return the optimizer steps of the whole run."""
+    if training.max_steps > 0:
+        return training.max_steps
+    steps_per_epoch = len(prepared.train) // plan.global_batch_size
+    return math.ceil(training.num_train_epochs * steps_per_epoch)
 
-    Raises:
-        UserError: the run directory holds another model or run, or there is nothing to resume.
-    """
-    run_dir, wanted = Path(training.output_dir), training.resume_from_checkpoint
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"output_dir: {run_dir} is a file; choose another directory")
-    last = get_last_checkpoint(str(run_dir)) if run_dir.is_dir() else None
-    if wanted is False:
-        taken = [name for name in (provenance.FILE, "config.json") if (run_dir / name).exists()]
-        if last is not None or taken:
-            what = Path(last).name if last is not None else taken[0]
-            raise UserError(
-                f"output_dir: {run_dir} already holds a run ({what}); continue it with"
-                " --resume_from_checkpoint, or choose another --output_dir"
-            )
-        return None
-    checkpoint = last if wanted is True else str(wanted)
-    if checkpoint is None:
-        raise UserError(
-            f"resume_from_checkpoint: no checkpoint in {run_dir}; start without it, or name one"
-        )
-    if not (Path(checkpoint) / "trainer_state.json").exists():
-        raise UserError(f"resume_from_checkpoint: {checkpoint} is not a checkpoint of a Trainer")
-    return checkpoint
+
+def checkpoints_kept(trainer_arguments: TrainerArguments, steps: int) -> int:
+    """Return how many checkpoints the run directory holds in the end."""
+    every = trainer_arguments.save_steps
+    saved: int = math.ceil(steps / (every if every >= 1 else math.ceil(steps * every)))
+    limit: int | None = trainer_arguments.save_total_limit
+    return saved if limit is None else min(saved, limit)
 
 
 def build_trainer_arguments(training: TrainingArguments, plan: BatchPlan) -> TrainerArguments:
@@ -204,103 +254,54 @@ def check_enough_rows(prepared: PreparedData, plan: BatchPlan) -> None:
         )
 
 
-class StoryTrainer(Trainer):
-    """The Trainer with whole steps only, the throughput in its log, and stories told."""
-
-    def __init__(
-        self,
-        *args: Any,
-        plan: BatchPlan,
-        context_length: int,
-        samples: StorySamples,
-        **kwargs: Any,
-    ) -> None:
-        self.plan = plan
-        self.samples = samples
-        self.tokens_per_step = plan.global_batch_size * context_length
-        self._clock = time.perf_counter()
-        self._clock_step: int | None = None
-        super().__init__(*args, callbacks=[EvaluateAtTheEnd(), samples, ConsoleLog()], **kwargs)
-        self.remove_callback(PrinterCallback)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> RandomSampler:
-        """Shuffle the rows anew each epoch and leave out those that fill no step.
-
-        A last, smaller step would be made of other rows for another number of processes. Which
-        rows (fewer than one step) are left out changes with each epoch.
-        """
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        size = self.plan.global_batch_size
-        return RandomSampler(rows, num_samples=len(rows) // size * size)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate with the throughput's clock stopped."""
-        with self.clock_stopped():
-            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-        return metrics
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add tokens seen, and tokens per second since the last log, to the training losses."""
-        step, now = self.state.global_step, time.perf_counter()
-        if "loss" in logs:
-            logs["tokens_seen"] = step * self.tokens_per_step
-            if self._clock_step is not None and step > self._clock_step:
-                logs["seconds_per_step"] = (now - self._clock) / (step - self._clock_step)
-                logs["tokens_per_second"] = self.tokens_per_step / logs["seconds_per_step"]
-            self._clock, self._clock_step = now, step
-        super().log(logs, start_time)
-
-    @contextmanager
-    def clock_stopped(self) -> Iterator[None]:
-        """Leave out of the throughput what is done meanwhile."""
-        start = time.perf_counter()
-        yield
-        self._clock += time.perf_counter() - start
-
-
-def collate_rows(rows: list[np.ndarray[Any, Any]]) -> dict[str, torch.Tensor]:
-    """Stack rows into `input_ids` of shape (batch, context); labels are the ids themselves."""
-    input_ids = torch.from_numpy(np.stack(rows).astype(np.int64))
-    return {"input_ids": input_ids, "labels": input_ids}
-
-
 def build_trainer(
     arguments: Arguments,
     plan: BatchPlan,
     trainer_arguments: TrainerArguments,
     prepared: PreparedData,
     model: GPTNeoForCausalLM,
+    stop: StopRequest | None = None,
 ) -> StoryTrainer:
     """Put model, rows and callbacks together."""
     training = arguments.training
     validation = prepared.validation
     if training.max_eval_rows is not None:
         validation = validation.select(range(min(training.max_eval_rows, len(validation))))
+    steps = count_steps(training, plan, prepared)
+    trajectory = describe_trajectory(
+        arguments,
+        plan,
+        prepared.manifest,
+        mixed_precision=trainer_arguments.mixed_precision,
+        compiled=compiles(training),
+        warmup_steps=trainer_arguments.get_warmup_steps(steps),
+        max_steps=steps,
+    )
     return StoryTrainer(
         plan=plan,
+        steps=steps,
         context_length=arguments.data.context_length,
+        trajectory=trajectory,
+        stop=stop or StopRequest(),
+        samples=StorySamples(prepared.tokenizer, training.sample_prompts, training.seed),
         model=model,
         args=trainer_arguments,
         train_dataset=PackedRows(prepared.train),
         eval_dataset=PackedRows(validation),
         data_collator=collate_rows,
         processing_class=prepared.tokenizer,
-        samples=StorySamples(prepared.tokenizer, training.sample_prompts, training.seed),
     )
 
 
 def describe_run(
-    arguments: Arguments,
-    plan: BatchPlan,
-    trainer: StoryTrainer,
-    prepared: PreparedData,
-    checkpoint: str | None,
+    arguments: Arguments, trainer: StoryTrainer, prepared: PreparedData, start: Start
 ) -> provenance.RunRecord:
     """Write `run.json` and say in a few lines what is about to happen."""
     run_dir = Path(arguments.training.output_dir)
     parameters = count_parameters(trainer.model)
+    path = None if start.checkpoint is None else str(start.checkpoint.path)
     session = provenance.start_session(
-        plan, trainer.args.mixed_precision, trainer.args.device.type, checkpoint
+        trainer.plan, trainer.args.mixed_precision, trainer.args.device.type, path
     )
     record = provenance.start_record(run_dir, arguments, prepared.manifest, parameters, session)
     if trainer.is_world_process_zero():
@@ -309,85 +310,14 @@ def describe_run(
         print(f"model       {parameters}")
         print(f"rows        {rows:,} of {prepared.manifest.context_length} = {tokens:,} tokens,"
               f" from {prepared.path}")  # fmt: skip
-        print(f"batch       {plan} = {trainer.tokens_per_step:,} tokens")
+        print(f"batch       {trainer.plan} = {trainer.tokens_per_step:,} tokens")
         print(f"machine     {session.device}, mixed precision {session.mixed_precision}")
-        print(f"run         {run_dir}" + (f", resumed from {checkpoint}" if checkpoint else ""))
+        for reason in start.passed_over:
+            print(f"passed over {reason}")
+        print(f"run         {run_dir}" + (f", resumed from {path}" if path else ""), flush=True)
+        changed = other_versions(start.checkpoint) if start.checkpoint else None
+        if changed:
+            print(
+                f"note        {path} is of other versions, whose last digits may differ: {changed}"
+            )
     return record
-
-
-def finish_run(
-    arguments: Arguments,
-    trainer: StoryTrainer,
-    prepared: PreparedData,
-    record: provenance.RunRecord,
-    destination: hub.Destination | None,
-) -> dict[str, float]:
-    """Save the model, measure its final loss and complete the run directory."""
-    run_dir = Path(arguments.training.output_dir)
-    trainer.save_model()
-    evaluated = evaluate_run(arguments, trainer, prepared, record)
-    loss = evaluated["loss"]["packed"]
-    results = training_results(trainer)
-    if trainer.is_world_process_zero():
-        # A pickle of the Trainer's settings, which nothing needs and nobody should load.
-        (run_dir / "training_args.bin").unlink(missing_ok=True)
-        provenance.write_json(run_dir / provenance.TRAIN_RESULTS, results)
-        write_results(run_dir, evaluated)
-        plot_loss(trainer.state.log_history, run_dir / LOSS_PLOT, run_dir.name)
-        record.finish(run_dir)
-        write_card(run_dir, destination.repo_id if destination else None)
-        print_ending(arguments, trainer, loss)
-    return {**results, "validation_loss": loss["loss"], "bits_per_byte": loss["bits_per_byte"]}
-
-
-def evaluate_run(
-    arguments: Arguments,
-    trainer: StoryTrainer,
-    prepared: PreparedData,
-    record: provenance.RunRecord,
-) -> Results:
-    """Measure the loss as scripts/evaluate.py does, each process its share."""
-    run_dir = arguments.training.output_dir
-    subject = describe_subject(
-        # What is published is fp32: without the autocast that accelerate has put into the model.
-        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False),
-        prepared.tokenizer,
-        name=str(provenance.portable(run_dir)),
-        context_length=arguments.data.context_length,
-        run_id=record.run_id,
-    )
-    evaluation = EvaluationArguments(
-        model=[run_dir], batch_size=arguments.training.per_device_eval_batch_size
-    )
-    task = Task(subject, arguments.data, evaluation, Path(run_dir), prepared)
-    loss = measure("loss", task, quiet=not trainer.is_world_process_zero())
-    return {**new_results(subject.facts), "loss": loss}
-
-
-def training_results(trainer: StoryTrainer) -> dict[str, float]:
-    """Return the Trainer's own totals: steps, tokens, seconds of this session, mean loss."""
-    summary = next(entry for entry in reversed(trainer.state.log_history) if "train_loss" in entry)
-    steps = trainer.state.global_step
-    return {
-        "steps": steps,
-        "epochs": summary["epoch"],
-        "tokens_seen": steps * trainer.tokens_per_step,
-        "session_seconds": summary["train_runtime"],
-        "session_mean_loss": summary["train_loss"],
-    }
-
-
-def print_ending(arguments: Arguments, trainer: StoryTrainer, loss: dict[str, Any]) -> None:
-    """Print the last samples, the final loss and the line to run next."""
-    for story in trainer.samples.latest:
-        print(f"\n{story}")
-    print(
-        f"\nvalidation  {loss['loss']:.4f} nats per token, {loss['bits_per_byte']:.4f} bits per"
-        f" byte, all {loss['tokens']:,} tokens"
-    )
-    run_dir, prompt = arguments.training.output_dir, arguments.training.sample_prompts[0]
-    python = os.path.relpath(sys.executable)
-    python = "python" if python.startswith("..") else python
-    command = [python, "scripts/generate.py", "--model", run_dir, "--prompt", prompt]
-    print(f"saved       {run_dir}; more stories with")
-    print(f"  {shlex.join(command)}", flush=True)

@@ -44,7 +44,8 @@ from tinystories_hf.generation import continue_prompts
 from tinystories_hf.modeling import story_generation_config
 from tinystories_hf.packing import PackedRows
 from tinystories_hf.tokenizer import END_OF_TEXT
-from tinystories_hf.training import build_trainer, build_trainer_arguments, collate_rows
+from tinystories_hf.trainer import collate_rows
+from tinystories_hf.training import build_trainer, build_trainer_arguments
 
 Numbers = dict[str, Any]
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from tinystories_hf.arguments import Arguments, parse_arguments
 from tinystories_hf.errors import UserError
+from tinystories_hf.files import write_json
 from tinystories_hf.parsing import Setting, StrictParser, build, option
 
 PARTS = (
@@ -114,7 +115,7 @@ def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
     }
     print(f"\n{tables(results)}")
     if target:
-        provenance.write_json(target, results)
+        write_json(target, results)
         if "growth" in found:
             device = results["made"]["device"]
             plot_growth(found["growth"], target.with_suffix(".png"), f"XS on {device}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from tinystories_hf import cleaning, provenance
 from tinystories_hf.arguments import DataArguments
-from tinystories_hf.corpus import file_sha256, open_corpus
+from tinystories_hf.corpus import open_corpus
 from tinystories_hf.data import PreparedData
 from tinystories_hf.evaluation.arguments import EvaluationArguments
 from tinystories_hf.evaluation.cloze import ITEMS, measure_cloze
@@ -27,6 +27,7 @@ from tinystories_hf.evaluation.stories import (
 )
 from tinystories_hf.evaluation.subject import Subject
 from tinystories_hf.evaluation.training_index import training_index
+from tinystories_hf.files import file_sha256
 from tinystories_hf.hardware import device_type
 
 Section = dict[str, Any]

@@ -24,10 +24,11 @@ from tinystories_hf import cleaning, corpus, native
 from tinystories_hf.arguments import DataArguments
 from tinystories_hf.cleaning import CleaningCounts, clean
 from tinystories_hf.corpus import Split, open_corpus
-from tinystories_hf.data import prepared_root, publishing, stories_with_progress
+from tinystories_hf.data import prepared_root, stories_with_progress
 from tinystories_hf.errors import UserError
 from tinystories_hf.evaluation import ngrams
 from tinystories_hf.evaluation.ngrams import Words, kgrams, words_of
+from tinystories_hf.files import appearing, telling_a_full_disk
 
 # Word ids; 0 ends a story, and a word that training does not know has the last id of all.
 END, UNKNOWN = 0, 2**32 - 1
@@ -145,11 +146,11 @@ def training_index(data: DataArguments, *, quiet: bool = False) -> TrainingIndex
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     folder = prepared_root(data) / f"index-{Path(data.dataset).stem}-{digest}"
     if not folder.exists():
-        with publishing(folder) as work:
-            stories = clean(
-                stories_with_progress(split, "indexing training", quiet), once, CleaningCounts()
-            )
-            write_index(work, stories, split, cleaning.options(once))
+        with telling_a_full_disk(folder, "indexing"), appearing(folder, "indexing") as work:
+            if work is not None:
+                seen = stories_with_progress(split, "indexing training", quiet)
+                stories = clean(seen, once, CleaningCounts())
+                write_index(work, stories, split, cleaning.options(once))
     return TrainingIndex(folder)
 
 

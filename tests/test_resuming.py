@@ -1,0 +1,244 @@
+"""A run that is stopped, damaged, moved to other processes or given other settings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from transformers import TrainerCallback, set_seed
+
+from tests.conftest import train_tiny
+from tests.test_checkpoints import flip
+from tinystories_hf.arguments import Arguments
+from tinystories_hf.batch import BatchPlan, plan_batch
+from tinystories_hf.data import prepare
+from tinystories_hf.errors import Stopped, UserError
+from tinystories_hf.modeling import build_model
+from tinystories_hf.run_directory import check_same_run, where_to_start
+from tinystories_hf.stopping import StopRequest
+from tinystories_hf.trainer import StoryTrainer
+from tinystories_hf.training import build_trainer, build_trainer_arguments, train_steps
+from tinystories_hf.trajectory import differences
+
+Parse = Callable[..., Arguments]
+DROPOUT = ("--attention_dropout", "0.1", "--embed_dropout", "0.1", "--resid_dropout", "0.1")
+# A log every third step and a checkpoint every tenth: a running loss is under way at each.
+UNEVEN = ("--logging_steps", "3", "--max_steps", "20", *DROPOUT)
+TIMED = ("tokens_per_second", "seconds_per_step", "runtime", "per_second", "preparation_time")
+
+
+def trainer_of(arguments: Arguments, stop: StopRequest | None = None) -> StoryTrainer:
+    plan = plan_batch(arguments.training, 1)
+    settings = build_trainer_arguments(arguments.training, plan)
+    prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
+    set_seed(arguments.training.seed)
+    model = build_model(arguments.model, prepared.tokenizer, arguments.data.context_length)
+    Path(arguments.training.output_dir).mkdir(exist_ok=True)
+    return build_trainer(arguments, plan, settings, prepared, model, stop)
+
+
+def train_here(arguments: Arguments, stop: StopRequest | None = None, *also: Any) -> StoryTrainer:
+    trainer = trainer_of(arguments, stop)
+    for callback in also:
+        trainer.add_callback(callback)
+    start = where_to_start(arguments.training)
+    train_steps(trainer, start, arguments.data.context_length)
+    return trainer
+
+
+def untimed(trainer: StoryTrainer) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in entry.items() if not key.endswith(TIMED)}
+        for entry in trainer.state.log_history
+        if "train_loss" not in entry
+    ]
+
+
+class AskToStop(TrainerCallback):
+    def __init__(self, stop: StopRequest, event: str, step: int) -> None:
+        self.stop, self.step = stop, step
+        setattr(self, event, self.look)
+
+    def look(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        if state.global_step == self.step:
+            self.stop.handle(signal.SIGTERM, None)
+
+
+@pytest.mark.parametrize(
+    ("event", "step"),
+    [
+        ("on_step_begin", 4),  # in the middle of a running loss
+        ("on_step_end", 10),  # when a checkpoint and an evaluation are due
+        ("on_prediction_step", 10),  # in the middle of that evaluation
+        ("on_prediction_step", 20),  # in the last one
+        ("on_step_end", 20),
+    ],
+)
+def test_a_stop_anywhere_leaves_no_trace_in_log_samples_or_weights(
+    tiny_arguments: Parse, tmp_path: Path, event: str, step: int
+) -> None:
+    whole = train_here(tiny_arguments(*UNEVEN, "--output_dir", str(tmp_path / "whole")))
+    resumed = tiny_arguments(*UNEVEN, "--resume_from_checkpoint", "auto")
+    stop = StopRequest()
+    with pytest.raises(Stopped, match="by SIGTERM after step"):
+        train_here(resumed, stop, AskToStop(stop, event, step))
+    again = train_here(resumed)
+    assert untimed(again) == untimed(whole)
+    assert (tmp_path / "run/samples.md").read_text() == (tmp_path / "whole/samples.md").read_text()
+    first, second = (
+        load_file(tmp_path / name / "checkpoint-20" / "model.safetensors")
+        for name in ("whole", "run")
+    )
+    assert first.keys() == second.keys()
+    assert all(first[name].equal(second[name]) for name in first)
+
+
+def test_how_often_a_run_is_watched_does_not_change_it(
+    tiny_arguments: Parse, tmp_path: Path
+) -> None:
+    weights = []
+    for every in ("3", "20"):
+        run = tmp_path / every
+        watched = ("--eval_steps", every, "--logging_steps", every, "--save_steps", every)
+        train_here(tiny_arguments(*UNEVEN, *watched, "--output_dir", str(run)))
+        weights.append((run / "checkpoint-20" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_rows_read_ahead_by_another_process_do_not_change_where_a_run_goes_on(
+    tiny_arguments: Parse, tmp_path: Path
+) -> None:
+    whole = train_here(tiny_arguments(*UNEVEN, "--output_dir", str(tmp_path / "whole")))
+    ahead = tiny_arguments(*UNEVEN, *("--dataloader_num_workers", "1"), "--resume_from_checkpoint",
+                           "auto")  # fmt: skip
+    stop = StopRequest()
+    with pytest.raises(Stopped):
+        train_here(ahead, stop, AskToStop(stop, "on_step_end", 7))
+    assert untimed(train_here(ahead)) == untimed(whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_sentence(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    weights = (run / "model.safetensors").read_bytes()
+    flip(run / "checkpoint-20" / "optimizer.pt")
+    (run / "model.safetensors").unlink()
+    said = train_tiny(tmp_path, "--resume_from_checkpoint", "auto", num_processes=1)
+    assert "passed over run/checkpoint-20 is not a whole checkpoint: optimizer.pt has other" in (
+        said.stdout
+    )
+    assert "resumed from run/checkpoint-10" in said.stdout
+    assert "Traceback" not in said.stderr
+    assert (run / "model.safetensors").read_bytes() == weights
+    assert (run / "damaged-checkpoint-20").is_dir(), "nothing was deleted"
+    record = json.loads((run / "run.json").read_text())
+    assert [session["status"] for session in record["sessions"]] == ["finished", "finished"]
+
+
+def test_where_every_checkpoint_is_damaged_the_run_is_refused(
+    run_dir: Path, tiny_arguments: Parse
+) -> None:
+    for step in (10, 20):
+        flip(run_dir / f"checkpoint-{step}" / "model.safetensors")
+    with pytest.raises(UserError, match=r"is whole \(.*checkpoint-20.*; .*checkpoint-10.*\); move"):
+        where_to_start(tiny_arguments("--resume_from_checkpoint", "auto").training)
+    with pytest.raises(UserError, match=r"model\.safetensors has other bytes"):
+        where_to_start(
+            tiny_arguments("--resume_from_checkpoint", str(run_dir / "checkpoint-10")).training
+        )
+
+
+def continued(arguments: Arguments, run: Path) -> None:
+    """Look whether a run of these settings may go on from a checkpoint of another."""
+    start = where_to_start(arguments.training)
+    assert start.checkpoint is not None
+    check_same_run(start.checkpoint, trainer_of(arguments).trajectory)
+
+
+AUTO = ("--resume_from_checkpoint", "auto")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--learning_rate", "2e-2"), "learning_rate was 0.01, is 0.02"),
+        (("--seed", "7"), "seed was 42, is 7"),
+        (("--global_batch_size", "16"), "global_batch_size was 8, is 16"),
+        (("--max_steps", "30"), "max_steps was 20, is 30"),
+        (("--warmup_steps", "0.5"), "warmup_steps was 0, is 10"),
+        (("--bf16", "true"), "mixed_precision was 'no', is 'bf16'"),
+        (("--resid_dropout", "0.1"), "resid_dropout was 0.0, is 0.1; processes was None, is 1"),
+        (("--toy_seed", "1"), "training_text.toy.seed was 0, is 1"),
+        (("--drop_empty",), r"cleaning was \[\], is \['drop_empty'\]"),
+    ],
+)
+def test_settings_that_would_change_the_result_are_refused_by_name(
+    run_dir: Path, tiny_arguments: Parse, flags: tuple[str, ...], words: str
+) -> None:
+    before = sorted(run_dir.rglob("*"))
+    with pytest.raises(UserError, match=f"differs in what decides its weights: .*{words}"):
+        continued(tiny_arguments(*AUTO, *flags), run_dir)
+    assert sorted(run_dir.rglob("*")) == before
+
+
+def test_settings_that_only_watch_may_change(run_dir: Path, tiny_arguments: Parse) -> None:
+    watching = ("--logging_steps", "2", "--eval_steps", "5", "--save_steps", "4",
+                "--save_total_limit", "1", "--max_eval_rows", "4", "--run_name", "other",
+                "--dataloader_num_workers", "1", "--attn_implementation", "eager")  # fmt: skip
+    continued(tiny_arguments(*AUTO, *watching), run_dir)
+
+
+def test_differences_name_what_is_nested_and_what_is_new() -> None:
+    then, now = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}
+    assert differences(then, now) == [
+        "a.c was 2, is 4",
+        "d was 3, is 'not set'",
+        "e was 'not set', is 5",
+    ]
+
+
+def test_a_run_goes_on_with_other_processes_where_there_is_no_dropout(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    train_tiny(one, "--save_total_limit", "null")
+    shutil.copytree(one, two)
+    shutil.rmtree(two / "run" / "checkpoint-20")
+    train_tiny(two, *AUTO, num_processes=2)
+    logs = [
+        {entry["step"]: entry["loss"] for entry in json.loads(
+            (folder / "run/checkpoint-20/trainer_state.json").read_text())["log_history"]
+         if "loss" in entry}
+        for folder in (one, two)
+    ]  # fmt: skip
+    assert logs[0].keys() == logs[1].keys()
+    assert max(abs(logs[0][step] - logs[1][step]) for step in logs[0]) < 1e-4
+    record = json.loads((two / "run" / "run.json").read_text())
+    assert [session["batch"]["num_processes"] for session in record["sessions"]] == [1, 2]
+
+
+def test_with_dropout_other_processes_are_refused(tiny_arguments: Parse, tmp_path: Path) -> None:
+    arguments = tiny_arguments(*UNEVEN)
+    train_here(arguments)
+    start = where_to_start(tiny_arguments(*UNEVEN, *AUTO).training)
+    assert start.checkpoint is not None
+    trainer = trainer_of(arguments)
+    two = {**trainer.trajectory, "processes": 2, "per_device_train_batch_size": 4}
+    with pytest.raises(UserError, match="processes was 1, is 2; per_device_train_batch_size was 8"):
+        check_same_run(start.checkpoint, two)
+    assert trainer.plan == BatchPlan(8, 1, 8, 1)
+
+
+def test_a_finished_run_is_not_trained_again(trained_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
+    said = train_tiny(tmp_path, *AUTO, num_processes=1)
+    assert "is finished; nothing is left to train" in said.stdout
+    after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
+    assert after == before
