@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,17 +138,28 @@ def test_two_that_prepare_at_once_end_with_the_same_folder(
     tiny_arguments: Parse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = data_module._write
-    nested: list[PreparedData] = []
+    written: list[Any] = []
 
     def slowly(*arguments: Any) -> None:
-        monkeypatch.setattr(data_module, "_write", write)
-        nested.append(prepare_with(tiny_arguments))
+        written.append(arguments)
+        time.sleep(0.5)
         write(*arguments)
 
     monkeypatch.setattr(data_module, "_write", slowly)
-    outer = prepare_with(tiny_arguments)
-    assert outer.path == nested[0].path
-    assert [path.name for path in outer.path.parent.iterdir()] == [outer.path.name]
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(prepare_with, [tiny_arguments] * 2)
+    assert first.path == second.path
+    assert len(written) == 1, "the rows are made once"
+    assert [path.name for path in first.path.parent.iterdir()] == [first.path.name]
+
+
+def test_what_a_killed_preparation_left_behind_goes_with_the_next(tiny_arguments: Parse) -> None:
+    folder = prepare_with(tiny_arguments).path
+    left = folder.with_name(f".{folder.name}.unfinished")
+    folder.rename(left)
+    (left / "manifest.json").unlink()
+    prepare_with(tiny_arguments)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_a_damaged_folder_is_an_error_that_says_what_to_remove(tiny_arguments: Parse) -> None:

@@ -82,6 +82,8 @@ def locked(path: Path, patience: float, waiting: Callable[[], None]) -> Iterator
     try:
         yield True
     finally:
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            path.unlink()
         lock.release()
 
 
@@ -113,20 +115,18 @@ def appearing(folder: Path, what: str) -> Iterator[Path | None]:
                 shutil.rmtree(work, ignore_errors=True)
     finally:
         if not folder.exists():
-            remove_created(created, lock)
+            remove_created(created)
 
 
 def _say_waiting(what: str) -> None:
     print(f"another process is {what} the same; waiting for it", file=sys.stderr, flush=True)
 
 
-def remove_created(created: list[Path], lock: Path) -> None:
-    """Remove a lock that lies alone, and the folders that were made for it, the innermost first."""
-    if {path.name for path in lock.parent.iterdir()} <= {lock.name}:
-        lock.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # a folder that is in use by now stays
-            for path in created:
-                path.rmdir()
+def remove_created(created: list[Path]) -> None:
+    """Remove folders that were made for nothing, the innermost first."""
+    with contextlib.suppress(OSError):  # a folder that is in use by now stays
+        for path in created:
+            path.rmdir()
 
 
 def is_full(error: BaseException) -> bool:

@@ -54,7 +54,7 @@ def claimed(run_dir: Path) -> Iterator[None]:
                 )
             yield
     finally:
-        remove_created(created, lock)
+        remove_created(created)
 
 
 def where_to_start(training: TrainingArguments) -> Start:
