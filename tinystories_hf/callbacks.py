@@ -22,6 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from tinystories_hf import hub
 from tinystories_hf.arguments import GenerationArguments
 from tinystories_hf.generation import Story, generate_stories
+from tinystories_hf.modeling import whole_model
 from tinystories_hf.provenance import SAMPLES_FILE
 
 
@@ -71,6 +72,7 @@ class StorySamples(TrainerCallback):
         **_: Any,
     ) -> None:
         """Tell the stories and append them."""
+        model = whole_model(model)
         if not state.is_world_process_zero:
             return
         self.latest = generate_stories(model, self.tokenizer, self.prompts, self.settings)

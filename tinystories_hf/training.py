@@ -39,13 +39,14 @@ from tinystories_hf.evaluation.results import Results, new_results, write_result
 from tinystories_hf.evaluation.subject import describe_subject
 from tinystories_hf.evaluation.suites import Task, measure
 from tinystories_hf.hardware import (
+    add_up_in_fp32,
     choose_precision,
     compiles,
     device_type,
     hardware_has_tf32,
     use_threads,
 )
-from tinystories_hf.modeling import GPTNeoForCausalLM, build_model, count_parameters
+from tinystories_hf.modeling import GPTNeoForCausalLM, build_model, count_parameters, whole_model
 from tinystories_hf.packing import PackedRows
 
 LOSS_PLOT = "loss.png"
@@ -222,6 +223,7 @@ class StoryTrainer(Trainer):
         self._clock_step: int | None = None
         super().__init__(*args, callbacks=[EvaluateAtTheEnd(), samples, ConsoleLog()], **kwargs)
         self.remove_callback(PrinterCallback)
+        add_up_in_fp32(self.accelerator)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RandomSampler:
         """Shuffle the rows anew each epoch and leave out those that fill no step.
@@ -350,7 +352,7 @@ def evaluate_run(
     run_dir = arguments.training.output_dir
     subject = describe_subject(
         # What is published is fp32: without the autocast that accelerate has put into the model.
-        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False),
+        whole_model(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)),
         prepared.tokenizer,
         name=str(provenance.portable(run_dir)),
         context_length=arguments.data.context_length,
