@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT, TINY_CONFIG, environment
 from tests.test_training import DROPOUT, history, losses, train_and_log
+from tinystories_hf.arguments import parse_arguments
+from tinystories_hf.benchmark.counting import sharded_checkpoint_bytes
 from tinystories_hf.hub import MODEL_FILES
 
 # With dropout, so that it shows where an evaluation in between moves the generators.
@@ -80,6 +82,15 @@ def test_a_model_trained_in_shares_is_saved_as_any_other(
     assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
     model = transformers.GPTNeoForCausalLM.from_pretrained(sharded)
     assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_a_sharded_checkpoint_is_as_large_as_counted(runs: tuple[Path, Path]) -> None:
+    checkpoint = runs[1] / "run" / "checkpoint-10"
+    names = ("model.safetensors", "pytorch_model_fsdp.bin", "optimizer.bin")
+    found = sum((checkpoint / name).stat().st_size for name in names)
+    shape = parse_arguments(["--config", str(runs[1] / "tiny.yaml")]).model
+    # The rest are names and shapes, which do not grow with the model.
+    assert 0 < found - sharded_checkpoint_bytes(shape) < 40_000
 
 
 def test_a_sharded_run_tells_stories_and_measures_its_loss(runs: tuple[Path, Path]) -> None:
