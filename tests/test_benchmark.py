@@ -9,8 +9,8 @@ import pytest
 
 from tests.conftest import ROOT
 from tinystories_hf.arguments import parse_arguments
+from tinystories_hf.benchmark.counting import operations_per_token
 from tinystories_hf.benchmark.measure import in_turn, matrix_rate, memory_bandwidth, peak_memory
-from tinystories_hf.benchmark.parts import operations_per_token
 from tinystories_hf.benchmark.report import summary, tables
 from tinystories_hf.benchmark.run import parse_benchmark_arguments
 from tinystories_hf.errors import UserError

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+from torch.distributed.fsdp import StateDictType
+from transformers import GPTNeoConfig
 
 from tests.conftest import ROOT
 from tinystories_hf.arguments import parse_arguments
 from tinystories_hf.batch import plan_batch
-from tinystories_hf.modeling import build_model, count_parameters
+from tinystories_hf.modeling import GPTNeoForCausalLM, build_model, count_parameters
 from tinystories_hf.tokenizer import train_tokenizer
 from tinystories_hf.toy import toy_stories
 
@@ -55,5 +60,25 @@ def test_accelerate_reads_a_shipped_launch_configuration(path: Path) -> None:
     plan_batch(parse_arguments([]).training, loaded.num_processes)
 
 
-def test_all_four_launch_configurations_are_there() -> None:
-    assert [path.stem for path in LAUNCHERS] == ["cpu", "multi_gpu", "multi_node", "one_gpu"]
+def test_all_five_launch_configurations_are_there() -> None:
+    names = [path.stem for path in LAUNCHERS]
+    assert names == ["cpu", "fsdp", "multi_gpu", "multi_node", "one_gpu"]
+
+
+def test_the_sharded_launch_says_what_it_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A key that accelerate does not know is passed over without a word.
+    file = ROOT / "configs" / "accelerate" / "fsdp.yaml"
+    asked = launch_command_parser().parse_args(["--config_file", str(file), "scripts/train.py"])
+    arguments, _, _ = _validate_launch_command(asked)
+    for name, value in prepare_multi_gpu_env(arguments).items():
+        if name.startswith("FSDP_"):
+            monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert (plugin.fsdp_version, plugin.reshard_after_forward) == (2, True)
+    assert plugin.state_dict_type == StateDictType.FULL_STATE_DICT
+    assert plugin.transformer_cls_names_to_wrap == ["GPTNeoBlock"]
+    with torch.device("meta"):
+        model = GPTNeoForCausalLM(GPTNeoConfig(num_layers=2, attention_types=[[["global"], 2]]))
+    plugin.set_auto_wrap_policy(model)
+    wrapped = plugin.auto_wrap_policy.keywords["transformer_layer_cls"]
+    assert sum(isinstance(module, tuple(wrapped)) for module in model.modules()) == 2

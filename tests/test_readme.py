@@ -23,7 +23,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-LAUNCHER_FLAGS = {"--config_file": 1, "--num_processes": 1, "-q": 0}
+SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+LAUNCHER_FLAGS = {
+    **dict.fromkeys(("--config_file", "--num_processes", "--num_machines", "--machine_rank"), 1),
+    **dict.fromkeys(("--main_process_ip", "--main_process_port"), 1),
+    "-q": 0,
+}
 
 
 def commands(text: str) -> list[list[str]]:
@@ -35,7 +40,7 @@ def commands(text: str) -> list[list[str]]:
 
 SCRIPT_COMMANDS = [
     words
-    for text in (README, RESULTS, BENCHMARKS, EVALUATION)
+    for text in (README, RESULTS, BENCHMARKS, EVALUATION, SCALING)
     for words in commands(text)
     if any(word.startswith("scripts/") for word in words)
 ]

@@ -23,6 +23,7 @@ from tinystories_hf import hub
 from tinystories_hf.arguments import GenerationArguments
 from tinystories_hf.files import write_text
 from tinystories_hf.generation import Story, generate_stories
+from tinystories_hf.modeling import whole_model
 from tinystories_hf.provenance import SAMPLES_FILE
 
 HEADING = "# Samples\n\nThe same prompts and the same seed at each evaluation, temperature 1.\n"
@@ -69,6 +70,7 @@ class StorySamples(TrainerCallback):
         **_: Any,
     ) -> None:
         """Tell the stories and append them."""
+        model = whole_model(model)
         if not state.is_world_process_zero:
             return
         self.latest = generate_stories(model, self.tokenizer, self.prompts, self.settings)

@@ -23,6 +23,7 @@ from tinystories_hf.evaluation.subject import describe_subject
 from tinystories_hf.evaluation.suites import Task, measure
 from tinystories_hf.files import sync, sync_tree, telling_a_full_disk, write_json
 from tinystories_hf.generation import Story
+from tinystories_hf.modeling import whole_model
 from tinystories_hf.trainer import StoryTrainer
 
 LOSS_PLOT = "loss.png"
@@ -90,7 +91,7 @@ def evaluate_run(
     run_dir = arguments.training.output_dir
     subject = describe_subject(
         # What is published is fp32: without the autocast that accelerate has put into the model.
-        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False),
+        whole_model(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)),
         prepared.tokenizer,
         name=str(provenance.portable(run_dir)),
         context_length=arguments.data.context_length,

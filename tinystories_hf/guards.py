@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from tinystories_hf.batch import BatchPlan
 from tinystories_hf.errors import RunError
@@ -43,8 +44,9 @@ def check_losses(losses: list[StepLoss], last_checkpoint: str | None) -> None:
 def check_weights(model: nn.Module, step: int, last_checkpoint: str | None) -> None:
     """Raise a `RunError` before weights that hold a NaN or an infinity are saved."""
     # One reduction for each tensor: sums of finite weights are finite, all others are not.
-    finite = torch.stack([torch.isfinite(weight.sum()) for weight in model.parameters()])
-    if not finite.all():
+    sums = [weight.detach().sum() for weight in model.parameters()]
+    whole = [each.full_tensor() if isinstance(each, DTensor) else each for each in sums]
+    if not torch.isfinite(torch.stack(whole)).all():
         raise RunError(
             f"the weights are no numbers after step {step:,} and are not saved; the last good"
             f" checkpoint is {last_checkpoint or 'none'}; start a new run with a lower"

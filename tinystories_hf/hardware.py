@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -51,6 +52,18 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         backends.fp32_precision = before
+
+
+def add_up_in_fp32(accelerator: Any) -> None:
+    """Let sharded training (FSDP2) in bf16 add gradients up, and return its loss, in fp32.
+
+    As accelerate sets it up both are bf16, in which a loss near 2 has steps of 1/128.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = replace(
+            plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
+        )
 
 
 def compiles(training: TrainingArguments) -> bool:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -129,6 +131,22 @@ class GPTNeoForCausalLM(stock.GPTNeoForCausalLM):
             attentions=outputs.attentions,
         )
 
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save as stock does, also from the state of a sharded model.
+
+        That state names tied weights twice and they share no memory, by which stock finds them.
+        """
+        if state_dict is not None:
+            tied = self.all_tied_weights_keys
+            state_dict = {name: state_dict[name] for name in state_dict if name not in tied}
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+
     @torch.inference_mode()
     def token_losses(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of each label in nats, in the model's own precision.
@@ -200,6 +218,23 @@ def load_model(name: str, revision: str | None = None) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(name, revision=revision)
     known = GPTNeoForCausalLM if config.model_type == "gpt_neo" else AutoModelForCausalLM
     return known.from_pretrained(name, revision=revision)
+
+
+def whole_model(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model, or where it is sharded (FSDP2) a copy with all of its weights.
+
+    A sharded model computes nothing unless all processes do so together. They have to call this
+    together, too; the copy is each one's own.
+    """
+    is_sharded = isinstance(model, FSDPModule)
+    if not is_sharded:
+        return model
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    with torch.random.fork_rng(devices=[]):  # training goes on as if nothing had been drawn
+        copy = GPTNeoForCausalLM(model.config)
+    copy.to(model.device).load_state_dict(weights)
+    copy.generation_config = model.generation_config
+    return copy
 
 
 def story_generation_config(

@@ -25,6 +25,7 @@ from tinystories_hf.checkpoints import Checkpoint
 from tinystories_hf.errors import Stopped
 from tinystories_hf.files import write_json
 from tinystories_hf.guards import StepLoss, check_losses, check_weights
+from tinystories_hf.hardware import add_up_in_fp32
 from tinystories_hf.provenance import versions
 from tinystories_hf.stopping import HOW_TO_GO_ON, StopRequest
 
@@ -66,7 +67,6 @@ class StoryTrainer(Trainer):
         self.plan = plan
         self.steps = steps
         self.tokens_per_step = plan.global_batch_size * context_length
-        self.trajectory = trajectory
         self.stop = stop
         self.samples = samples
         self.stopping = False
@@ -81,6 +81,9 @@ class StoryTrainer(Trainer):
         callbacks = [StopWhenAsked(self), EvaluateAtTheEnd(), samples, ConsoleLog(), GoOn(self)]
         super().__init__(*args, callbacks=callbacks, **kwargs)
         self.remove_callback(PrinterCallback)
+        add_up_in_fp32(self.accelerator)
+        # Checkpoints of a sharded optimizer are files of another kind.
+        self.trajectory = {**trajectory, "sharded": self.is_fsdp_enabled}
         # Beside NCCL, which would have to wait for the GPU at each step.
         several = self.args.world_size > 1
         self._hosts = torch.distributed.new_group(backend="gloo") if several else None

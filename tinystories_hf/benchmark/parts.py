@@ -29,6 +29,7 @@ from tinystories_hf.benchmark.contenders import (
     tell_stock,
     training_step,
 )
+from tinystories_hf.benchmark.counting import MOVED_BYTES, operations_per_token
 from tinystories_hf.benchmark.measure import (
     Rate,
     in_turn,
@@ -311,8 +312,7 @@ def roofline(bench: Bench, steps: list[Numbers]) -> list[Numbers]:
             and s["other_dropout"] > 0
         )  # fmt: skip
         tokens = bench.rows * bench.context
-        # Read forward and backward, gradient written and read, then AdamW: 3 read, 3 written.
-        moved = parameters * 4 * 10
+        moved = parameters * MOVED_BYTES
         least = max(operations * tokens / rate, moved / bandwidth)
         found.append(
             {
@@ -328,21 +328,6 @@ def roofline(bench: Bench, steps: list[Numbers]) -> list[Numbers]:
         )
         print(f"roofline    {found[-1]}", flush=True)
     return found
-
-
-def operations_per_token(shape: ModelArguments, context: int) -> int:
-    """Return the matrix operations of a token, forward and backward, causal halves not counted.
-
-    6 for each weight of a matrix; attention 12 x hidden for each key that is seen, on average.
-    """
-    hidden, inner = shape.hidden_size, shape.intermediate_size or 4 * shape.hidden_size
-    matrices = shape.num_layers * (4 * hidden**2 + 2 * hidden * inner) + hidden * shape.vocab_size
-    seen = 0.0
-    for layer in range(shape.num_layers):
-        kind = shape.attention_types[layer % len(shape.attention_types)]
-        window = min(context, shape.window_size if kind == "local" else context)
-        seen += window - window * (window - 1) / (2 * context)
-    return round(6 * matrices + 12 * hidden * seen)
 
 
 def _compare(what: str, case: Case, works: Mapping[str, Callable[[], int]], rounds: int) -> Numbers:

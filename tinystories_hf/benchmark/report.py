@@ -58,7 +58,8 @@ def summary(results: Numbers) -> str:
     return "\n".join(lines)
 
 
-def _table(title: str, header: str, rows: Sequence[Sequence[str]]) -> str:
+def table(title: str, header: str, rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table under its title; the header's columns stand between ` | `."""
     columns = header.split(" | ")
     lines = [f"| {header} |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
@@ -79,7 +80,7 @@ def _case(row: Numbers) -> list[str]:
 
 
 def _steps(rows: list[Numbers]) -> str:
-    return _table(
+    return table(
         "Training step, tokens/s: median (lowest to highest)",
         "precision | dropout: attention / others | stock | ours | GPT-2, compiled | ours / stock"
         " | ours / GPT-2",
@@ -96,7 +97,7 @@ def _steps(rows: list[Numbers]) -> str:
 
 
 def _memory(rows: list[Numbers]) -> str:
-    return _table(
+    return table(
         "Peak memory of the training process, MiB",
         "precision | dropout: attention / others | stock | ours | GPT-2, compiled | ours / stock",
         [
@@ -111,7 +112,7 @@ def _memory(rows: list[Numbers]) -> str:
 
 
 def _trainer(row: Numbers) -> str:
-    return _table(
+    return table(
         "End to end through the Trainer, tokens/s",
         "precision | dropout: attention / others | stock | ours | bare loop of our step"
         " | ours / bare loop | ours / stock",
@@ -127,7 +128,7 @@ def _trainer(row: Numbers) -> str:
 
 
 def _evaluation(row: Numbers) -> str:
-    return _table(
+    return table(
         "Evaluation in fp32, tokens/s",
         "stock | ours | GPT-2 | ours / stock",
         [[*(_rate(row[name]) for name in (STOCK, OURS, GPT2)), _times(row[OURS], row[STOCK])]],
@@ -135,7 +136,7 @@ def _evaluation(row: Numbers) -> str:
 
 
 def _preparation(row: Numbers) -> str:
-    return _table(
+    return table(
         "Preparation, text file to rows on disk, tokens/s",
         "tokens | stock | ours | ours / stock",
         [[f"{row['tokens']:,}", _rate(row[STOCK]), _rate(row[OURS]),
@@ -144,7 +145,7 @@ def _preparation(row: Numbers) -> str:
 
 
 def _generation(row: Numbers) -> str:
-    return _table(
+    return table(
         f"Generation, {row['stories']} stories of up to {row['max_new_tokens']} tokens, tokens/s",
         "stock `pipeline`, one at a time | ours | ours / stock",
         [[_rate(row[STOCK]), _rate(row[OURS]), _times(row[OURS], row[STOCK])]],
@@ -152,7 +153,7 @@ def _generation(row: Numbers) -> str:
 
 
 def _roofline(rows: list[Numbers]) -> str:
-    return _table(
+    return table(
         "Roofline of our step",
         "precision | matrix rate, GFLOP/s | bandwidth, GB/s | MFLOP per token | MB per step"
         " | least time, s | measured, s | share",
@@ -173,7 +174,7 @@ def _roofline(rows: list[Numbers]) -> str:
 
 
 def _growth(rows: list[Numbers]) -> str:
-    return _table(
+    return table(
         "How the cost grows, tokens/s of a step in fp32",
         "what | value | rows x context | stock | ours",
         [
@@ -207,7 +208,7 @@ def _alternatives(found: Numbers) -> str:
             ]
             for row in found[name]
         ]  # fmt: skip
-        pages.append(_table(title, " | ".join(columns), cells))
+        pages.append(table(title, " | ".join(columns), cells))
     return "\n\n".join(pages)
 
 

@@ -18,6 +18,12 @@ SOURCE = "arXiv 2305.07759 v2, Figure 4"
 # ends of stories, 19,190,318 bytes of text (counted by third parties).
 VALIDATION_TOKENS = 4_765_918
 VALIDATION_BYTES = 19_190_318
+VALIDATION_STORIES = 21_990
+# The training text it used, TinyStories-train.txt of the first version; tokens as above, with the
+# ends of stories (counted by third parties), and the bytes of the file.
+TRAINING_STORIES = 2_119_719
+TRAINING_TOKENS = 473_992_236
+TRAINING_FILE_BYTES = 1_924_281_556
 
 
 @dataclass(frozen=True)
