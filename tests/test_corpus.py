@@ -16,7 +16,7 @@ from tests.loopback_hub import LoopbackHub
 from tests.loopback_state import Repository
 from tinystories_hf import corpus
 from tinystories_hf.arguments import Arguments
-from tinystories_hf.corpus import Split, hold_out, open_corpus, read_jsonl, read_text
+from tinystories_hf.corpus import Split, hold_out, open_corpus, read_jsonl, read_parquet, read_text
 from tinystories_hf.errors import UserError
 from tinystories_hf.tokenizer import END_OF_TEXT
 
@@ -76,6 +76,20 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:
     path.write_bytes("Zoé\n".encode()[:3])
     with pytest.raises(UserError, match="unexpected end of data, byte 2"):
         list(read_text(path))
+
+
+def test_a_parquet_file_that_lost_rows_is_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": [f"story {n}" for n in range(40)]}), buffer, row_group_size=9)
+    content, refused = buffer.getvalue(), 0
+    for place in range(4, 300):  # the first of five row groups
+        path = tmp_path / "s.parquet"
+        path.write_bytes(content[:place] + bytes([content[place] ^ 2]) + content[place + 1 :])
+        try:
+            assert len(list(read_parquet(path, "text"))) == 40
+        except UserError as error:
+            refused += "31 of its 40 rows can be read" in str(error)
+    assert refused, "Arrow itself gives 31 stories and no error"
 
 
 def test_a_line_that_never_ends_is_refused_before_it_fills_the_memory(
@@ -153,11 +167,7 @@ def test_every_kind_of_file_gives_the_same_stories(
         ("s.jsonl", b'{"text": "\xe9"}\n', "line 1 is not JSON in UTF-8"),
         ("s.jsonl", b'\n{"text": null}\n', "line 2 holds None"),
         ("s.jsonl", b'{"text": "\\ud83d."}\n', r"line 1 holds '\\ud83d' at character 0"),
-        (
-            "s.jsonl",
-            b'{"text": ' + b"[" * 100_000,
-            "line 1 is not JSON in UTF-8",
-        ),
+        ("s.jsonl", b'{"text": ' + b"[" * 100_000, "line 1 is not JSON in UTF-8"),
         ("s.parquet", b"PAR? no", "is not a Parquet file"),
         ("s.parquet", parquet(["a", None]), "record 2 holds None"),
         ("s.parquet", parquet(["Lily ran."]).replace(b"Lily", b"L\xff\xfey"), "is not.*or damaged"),

@@ -13,22 +13,20 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tinystories_hf.arguments import DataArguments
-from tinystories_hf.errors import UserError
-from tinystories_hf.parsing import brief
+from tinystories_hf.errors import UserError, readable
+from tinystories_hf.parsing import brief, local_path
 from tinystories_hf.tokenizer import END_OF_TEXT
 
 TOY = "toy"
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 BLOCK = 1 << 20
-# A story of the dataset has about 900 characters. So much text without a separator, or so many
-# bytes of .jsonl without a line end, are no file of stories, and holding it all to find out would
-# take the machine's memory.
+# A story has about 900 characters. So much text without a separator, or so many bytes of .jsonl in
+# a line, are no file of stories, and holding it all to find out would take the machine's memory.
 MAX_STORY_CHARACTERS = 64 << 20
 
 
@@ -72,8 +70,8 @@ def open_corpus(data: DataArguments) -> Corpus:
 def _find_splits(data: DataArguments) -> tuple[Split, Split | None]:
     if data.dataset == TOY:
         return _toy(data), None
-    with readable(data.dataset):
-        path = Path(data.dataset).expanduser()
+    path = local_path("dataset", data.dataset)
+    with readable("dataset", path):
         if path.is_file():
             if data.train_file is not None:
                 raise UserError(f"train_file: {path} is a file itself; give the folder instead")
@@ -199,7 +197,7 @@ def _hub_split(data: DataArguments, commit: str, split: str) -> Split:
 def _local_files(paths: list[Path], data: DataArguments) -> Split:
     files: list[dict[str, Any]] = []
     for path in paths:
-        with readable(path):
+        with readable("dataset", path):
             if not path.is_file():
                 raise UserError(f"dataset: there is no file {path}")
             if path.suffix not in SUFFIXES:
@@ -213,16 +211,6 @@ def _local_files(paths: list[Path], data: DataArguments) -> Split:
         sum(file["bytes"] for file in files) if text else None,
         "bytes" if text else "stories",
     )
-
-
-@contextmanager
-def readable(path: Path | str) -> Iterator[None]:
-    """Turn what the system says while a file is read, such as no permission, into a `UserError`."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # RuntimeError: `~name` of nobody here
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"dataset: {path} cannot be read: {reason}") from None
 
 
 def file_sha256(path: Path) -> str:
@@ -249,24 +237,20 @@ def hold_out(split: Split, share: float, seed: int) -> Corpus:
         return int.from_bytes(digest, "little") < bound
 
     identity = {**split.identity, "held_out_share": share, "held_out_seed": seed}
-    return Corpus(
-        Split(
-            {**identity, "part": "train"},
-            lambda: (story for story in split.read() if not held(story)),
+
+    def part(name: str, wanted: bool) -> Split:
+        return Split(
+            {**identity, "part": name},
+            lambda: (story for story in split.read() if held(story) == wanted),
             split.total,
             split.unit,
-        ),
-        Split(
-            {**identity, "part": "validation"},
-            lambda: (story for story in split.read() if held(story)),
-            split.total,
-            split.unit,
-        ),
-    )
+        )
+
+    return Corpus(part("train", False), part("validation", True))
 
 
 def _read_file(path: Path, text_column: str) -> Iterator[str]:
-    with readable(path):
+    with readable("dataset", path):
         if path.suffix == ".txt":
             yield from read_text(path)
         else:
@@ -357,12 +341,16 @@ def read_parquet(path: Path, text_column: str) -> Iterator[str | None]:
     import pyarrow
     from pyarrow import parquet
 
+    rows = 0
     try:
         with parquet.ParquetFile(path) as table:
             require_column(str(path), text_column, table.schema_arrow.names)
             for batch in table.iter_batches(batch_size=1000, columns=[text_column]):
-                yield from batch.column(0).to_pylist()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+                yield from batch.column(text_column).to_pylist()
+                rows += len(batch)
+            if rows != table.metadata.num_rows:  # a damaged page may be left out without a word
+                raise OSError(f"{rows} of its {table.metadata.num_rows} rows can be read")
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:
         raise UserError(f"{path} is not a Parquet file, or damaged: {error}") from None
 
 
@@ -381,10 +369,10 @@ def require_text(where: str, value: object) -> str:
         raise UserError(f"{where} holds {brief(value)} where text belongs")
     try:
         value.encode()
+        return value
     except UnicodeEncodeError as error:  # JSON can spell half of a pair of surrogates
-        bad = f"{value[error.start]!a} at character {error.start}"
-        raise UserError(f"{where} holds {bad}, which is no text; repair or remove it") from None
-    return value
+        half = value[error.start]
+        raise UserError(f"{where} holds {half!a} at character {error.start}: no text") from None
 
 
 def stories_of_records(where: str, records: Iterable[str | None]) -> Iterator[str]:

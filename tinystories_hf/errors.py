@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 EXIT_USER_ERROR = 2
 
@@ -16,6 +17,15 @@ class UserError(ValueError):
     The message names the key or the file, and the fix. Raised before any work is done, so that
     nothing on disk has changed.
     """
+
+
+@contextmanager
+def readable(key: str, path: Path) -> Iterator[None]:
+    """Turn what the system says of a file that a setting names, such as no permission, into one."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be read: {error.strerror or error}") from None
 
 
 @contextmanager

@@ -204,6 +204,18 @@ def _convert_one(value: Any, hint: Any) -> Any:
     return None
 
 
+def local_path(key: str, name: str) -> Path:
+    """Return the path that a setting names, `~` being a home directory.
+
+    Raises:
+        UserError: `~name` where nobody has that name.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{key}: {name}: {error}") from None
+
+
 # NUL, and halves of characters: what a shell makes of a byte that is not UTF-8.
 _IN_NO_FILE = re.compile("[\0\ud800-\udfff]")
 
