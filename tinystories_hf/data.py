@@ -32,8 +32,9 @@ from tinystories_hf import tokenizer as tokenizing
 from tinystories_hf.arguments import DataArguments
 from tinystories_hf.cleaning import CleaningCounts, story_digest
 from tinystories_hf.corpus import Corpus, Split
-from tinystories_hf.errors import UserError
+from tinystories_hf.errors import UserError, readable
 from tinystories_hf.packing import RowWriter, row_dtype
+from tinystories_hf.parsing import local_path
 from tinystories_hf.words import StoryTokenizer
 
 if TYPE_CHECKING:
@@ -123,7 +124,9 @@ def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> Pre
             found = opening.result()
     fingerprint = _fingerprint(data, found, tokenizer, vocab_size)
     folder = prepared_root(data) / fingerprint
-    if not folder.exists():
+    with readable("prepared_dir", folder):
+        made = folder.exists()
+    if not made:
         with publishing(folder) as work:
             if tokenizer is None:
                 stories = stories_with_progress(found.train, "training the tokenizer", quiet)
@@ -135,7 +138,7 @@ def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> Pre
 def prepared_root(data: DataArguments) -> Path:
     """Return the folder that holds all prepared folders."""
     if data.prepared_dir is not None:
-        return Path(data.prepared_dir).expanduser()
+        return local_path("prepared_dir", data.prepared_dir)
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "tinystories_hf"
@@ -222,7 +225,8 @@ def _fingerprint(
         else tokenizing.content_sha256(tokenizer),
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return f"{Path(data.dataset).stem}-{data.context_length}-{digest[:16]}"
+    # The name is for people: a file system takes 255 bytes, four of which may be one character.
+    return f"{Path(data.dataset).stem[:50]}-{data.context_length}-{digest[:16]}"
 
 
 @contextlib.contextmanager
@@ -230,11 +234,17 @@ def publishing(folder: Path) -> Iterator[Path]:
     """Yield a folder to work in, which gets its name when all is done.
 
     Whatever happens, nothing half done is left behind. A process that was quicker made the same.
+
+    Raises:
+        UserError: nothing can be written there.
     """
     root = folder.parent
     created = [path for path in (root, *root.parents) if not path.exists()]
-    root.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=root))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=root))
+    except OSError as error:
+        raise UserError(f"prepared_dir: cannot write in {root}: {error.strerror}") from None
     try:
         yield work
         try:

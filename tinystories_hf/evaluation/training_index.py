@@ -143,7 +143,7 @@ def training_index(data: DataArguments, *, quiet: bool = False) -> TrainingIndex
         .hexdigest(),
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-    folder = prepared_root(data) / f"index-{Path(data.dataset).stem}-{digest}"
+    folder = prepared_root(data) / f"index-{Path(data.dataset).stem[:50]}-{digest}"
     if not folder.exists():
         with publishing(folder) as work:
             stories = clean(
