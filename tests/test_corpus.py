@@ -76,6 +76,9 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:
     path.write_bytes("Zoé\n".encode()[:3])
     with pytest.raises(UserError, match="unexpected end of data, byte 2"):
         list(read_text(path))
+    path.write_bytes(b"\xef\xbb")
+    with pytest.raises(UserError, match="unexpected end of data, byte 0"):
+        list(read_text(path))
 
 
 def test_a_parquet_file_that_lost_rows_is_refused(tmp_path: Path) -> None:

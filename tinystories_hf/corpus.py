@@ -268,8 +268,8 @@ def read_text(path: Path) -> Iterator[str]:
     Raises:
         UserError: the file is not UTF-8, or 64 million characters hold no separator.
     """
-    rest = ""
-    with path.open(encoding="utf-8-sig", newline=None) as stream:
+    rest, mark = "", "\ufeff"  # "utf-8-sig" would take the first byte of a mark for an empty file
+    with path.open(encoding="utf-8", newline=None) as stream:
         while True:
             try:
                 block = stream.read(BLOCK)
@@ -280,6 +280,7 @@ def read_text(path: Path) -> Iterator[str]:
                 ) from None
             if not block:
                 break
+            block, mark = block.removeprefix(mark), ""
             *stories, rest = (rest + block).split(END_OF_TEXT)
             for story in stories:
                 yield story.strip("\n")
