@@ -44,6 +44,7 @@ def test_a_dataset_on_the_command_line_drops_the_revision_of_the_yaml() -> None:
         (("--context_length", "1"), "context_length must be at least 2"),
         (("--validation_share", "1"), "validation_share must lie between"),
         (("--toy_stories", "-4"), "toy_stories must be positive"),
+        (("--seed", "4294967296"), r"seed must be below 2\^32"),
         (("--learning_rate", "0"), "learning_rate must be positive"),
         (("--learning_rate", "quick"), "--learning_rate: expected a number, got 'quick'"),
         (("--max_steps", "0"), "max_steps must be positive, or -1"),

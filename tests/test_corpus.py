@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,8 +16,9 @@ from tests.loopback_hub import LoopbackHub
 from tests.loopback_state import Repository
 from tinystories_hf import corpus
 from tinystories_hf.arguments import Arguments
-from tinystories_hf.corpus import Split, hold_out, open_corpus, read_text
+from tinystories_hf.corpus import Split, hold_out, open_corpus, read_jsonl, read_parquet, read_text
 from tinystories_hf.errors import UserError
+from tinystories_hf.tokenizer import END_OF_TEXT
 
 Parse = Callable[..., Arguments]
 REVISION = "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
@@ -33,6 +37,8 @@ def parquet(texts: Sequence[str | None]) -> bytes:
         ("A<|endoftext|>B<|endoftext|>", ["A", "B"]),
         ("A\n<|endoftext|>\nB", ["A", "B"]),
         ("A\r\nb\r\n<|endoftext|>\r\nC\r\n", ["A\nb", "C"]),
+        ("A\rb\r<|endoftext|>\r\r\nC\0<|endoftext", ["A\nb", "C\0<|endoftext"]),
+        ("A\u2028b\x85\x0bc\n<|endoftext|>", ["A\u2028b\x85\x0bc"]),
         ("\ufeffA\n<|endoftext|>\n", ["A"]),
         ("A\n<|endoftext|>\n\n<|endoftext|>\nB", ["A", "", "B"]),
         ("  A \n<|endoftext|>", ["  A "]),
@@ -67,6 +73,73 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:
     path.write_bytes("Zoé\n".encode() * 5 + b"Zo\xe9 ran.\n")
     with pytest.raises(UserError, match=r"s\.txt is not UTF-8 .*byte 27"):
         list(read_text(path))
+    path.write_bytes("Zoé\n".encode()[:3])
+    with pytest.raises(UserError, match="unexpected end of data, byte 2"):
+        list(read_text(path))
+    path.write_bytes(b"\xef\xbb")
+    with pytest.raises(UserError, match="unexpected end of data, byte 0"):
+        list(read_text(path))
+
+
+def test_a_parquet_file_that_lost_rows_is_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": [f"story {n}" for n in range(40)]}), buffer, row_group_size=9)
+    content, refused = buffer.getvalue(), 0
+    for place in range(4, 300):  # the first of five row groups
+        path = tmp_path / "s.parquet"
+        path.write_bytes(content[:place] + bytes([content[place] ^ 2]) + content[place + 1 :])
+        try:
+            assert len(list(read_parquet(path, "text"))) == 40
+        except UserError as error:
+            refused += "31 of its 40 rows can be read" in str(error)
+    assert refused, "Arrow itself gives 31 stories and no error"
+
+
+def test_a_line_that_never_ends_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "MAX_STORY_CHARACTERS", 1000)
+    path = tmp_path / "s.jsonl"
+    path.write_text('{"text": "a"}\n[' + '{"text": "b"}, ' * 100)
+    stories = read_jsonl(path, "text")
+    assert next(stories) == "a"
+    with pytest.raises(UserError, match="line 2 is too long"):
+        next(stories)
+
+
+def test_a_million_separators_are_a_million_stories(tmp_path: Path) -> None:
+    path = tmp_path / "s.txt"
+    path.write_text(END_OF_TEXT * 1_000_000)
+    assert Counter(read_text(path)) == {"": 1_000_000}
+    path.write_text("a" * 20_000_000 + END_OF_TEXT)
+    assert [len(story) for story in read_text(path)] == [20_000_000]
+
+
+def test_what_cannot_be_read_is_an_error_that_names_it(
+    tiny_arguments: Parse, tmp_path: Path
+) -> None:
+    (tmp_path / "train.txt").mkdir()
+    (tmp_path / "ring.txt").symlink_to("ring.txt")
+    (tmp_path / "broken.jsonl").symlink_to("nowhere")
+    (tmp_path / "memory.txt").symlink_to("/proc/self/mem")  # a file that no one may read from 0
+    os.mkfifo(tmp_path / "pipe.txt")
+    places = [tmp_path, *(tmp_path / f"{name}.txt" for name in ("ring", "memory", "pipe"))]
+    places += [tmp_path / "broken.jsonl", Path("~no-such-user/s.txt"), tmp_path / ("x" * 300)]
+    for place in places:
+        with pytest.raises(UserError, match=re.escape(str(place))):
+            open_corpus(tiny_arguments("--dataset", str(place)).data)
+
+
+def test_a_file_that_vanishes_before_it_is_read_is_an_error_that_names_it(
+    tiny_arguments: Parse, tmp_path: Path
+) -> None:
+    for suffix in corpus.SUFFIXES:
+        path = tmp_path / f"s{suffix}"
+        path.write_bytes(b"")
+        found = open_corpus(tiny_arguments("--dataset", str(path)).data)
+        path.unlink()
+        with pytest.raises(UserError, match=f"s{suffix} .*No such file"):
+            list(found.train.read())
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
@@ -95,9 +168,13 @@ def test_every_kind_of_file_gives_the_same_stories(
         ("s.jsonl", b'{"text": "a"}\nnot json\n', "line 2 is not JSON"),
         ("s.jsonl", b"[1]\n", "line 1 is not a JSON object"),
         ("s.jsonl", b'{"text": "\xe9"}\n', "line 1 is not JSON in UTF-8"),
-        ("s.jsonl", b'{"text": null}\n', "record 1 holds None"),
+        ("s.jsonl", b'\n{"text": null}\n', "line 2 holds None"),
+        ("s.jsonl", b'{"text": "\\ud83d."}\n', r"line 1 holds '\\ud83d' at character 0"),
+        ("s.jsonl", b'{"text": ' + b"[" * 100_000, "line 1 is not JSON in UTF-8"),
         ("s.parquet", b"PAR? no", "is not a Parquet file"),
         ("s.parquet", parquet(["a", None]), "record 2 holds None"),
+        ("s.parquet", parquet(["Lily ran."]).replace(b"Lily", b"L\xff\xfey"), "is not.*or damaged"),
+        ("s.parquet", b"PAR1" + b"\xff" * 8 + parquet(["a"])[12:], "or damaged"),
     ],
 )
 def test_a_broken_record_is_an_error_that_names_file_and_place(

@@ -193,6 +193,19 @@ def test_too_little_text_is_an_error_and_leaves_nothing(
     assert everything_below(tmp_path) == before
 
 
+def test_a_dataset_of_any_name_has_a_prepared_folder(tiny_arguments: Parse, tmp_path: Path) -> None:
+    path = tmp_path / ("é" * 120 + ".jsonl")
+    path.write_text('{"text": "A cat sat on a mat in the sun."}\n' * 200)
+    flags = ("--dataset", str(path), "--validation_file", str(path), "--vocab_size", "265")
+    assert prepare_with(tiny_arguments, *flags).manifest.train.stories_kept == 200
+
+
+@pytest.mark.parametrize("place", ["/dev/null/here", "x" * 300, "~no-such-user/here"])
+def test_a_place_that_cannot_be_written_is_an_error(tiny_arguments: Parse, place: str) -> None:
+    with pytest.raises(UserError, match=f"prepared_dir: .*{place}"):
+        prepare_with(tiny_arguments, "--prepared_dir", place)
+
+
 def test_the_manifest_is_json_with_every_count(tiny_arguments: Parse) -> None:
     prepared = prepare_with(tiny_arguments)
     manifest = json.loads((prepared.path / "manifest.json").read_text())

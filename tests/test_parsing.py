@@ -73,6 +73,11 @@ def test_values_convert_to_their_type(value: Any, hint: Any, expected: Any) -> N
         ("warm", Literal["hot", "cold"]),
         (None, int),
         ({"a": 1}, float),
+        (10**400, float),
+        (2**63, int),
+        ("9" * 400, int),
+        ("a\0b", str),
+        (["caf\udce9"], list[str]),
     ],
 )
 def test_a_value_of_another_type_is_an_error_that_names_place_and_type(
@@ -81,6 +86,16 @@ def test_a_value_of_another_type_is_an_error_that_names_place_and_type(
     with pytest.raises(UserError, match=r"f\.yaml: key: ") as error:
         convert(Setting(value, "f.yaml: key"), hint)
     assert describe(hint) in str(error.value)
+
+
+def test_a_value_of_any_size_is_told_in_a_line() -> None:
+    bomb: list[Any] = ["x"]
+    for _ in range(20):
+        bomb = [bomb] * 9
+    for value in (bomb, 2**99_999, "x" * 100_000):
+        with pytest.raises(UserError, match=r"f\.yaml: key: expected a number, got ") as error:
+            convert(Setting(value, "f.yaml: key"), float)
+        assert len(str(error.value)) < 2000
 
 
 def test_yaml_with_a_base_is_a_delta(tmp_path: Path) -> None:
@@ -118,6 +133,15 @@ def test_a_pin_does_not_outlive_what_it_belongs_to() -> None:
         ("base: 3\nname: a\n", "expected the name of a YAML file"),
         ("base: self.yaml\n", "leads back to itself"),
         ("base: nowhere.yaml\n", "no configuration file"),
+        ('base: "a\\0b"\n', "no configuration file"),
+        (f"base: {'x' * 300}\n", "File name too long|no configuration file"),
+        ("name: 2024-02-30\n", "not valid YAML: day is out of range"),
+        ("name: !!int ''\n", "not valid YAML"),
+        ("!!map text\n", "not valid YAML"),
+        ("name: &a [*a]\n? *a\n: b\n", "not valid YAML"),
+        ("name: " + "[" * 1000, "nested too deeply"),
+        ("1: a\n", "the key 1 is not the name of a setting"),
+        ("name: a\n" + "#" * 300_000, "too long for a file of settings"),
     ],
 )
 def test_a_malformed_file_is_an_error_that_names_it(

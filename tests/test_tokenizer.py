@@ -60,6 +60,8 @@ def test_a_vocabulary_that_the_text_does_not_support_is_an_error() -> None:
         train_tokenizer(["a b c"], 400, 64)
     with pytest.raises(UserError, match="too small for a byte-level BPE"):
         train_tokenizer(["a b c"], 100, 64)
+    with pytest.raises(UserError, match="more than any text supports"):
+        train_tokenizer(["a b c"], 2**40, 64)
 
 
 def test_a_size_that_is_not_the_models_vocabulary_is_an_error(
@@ -78,7 +80,7 @@ def test_a_tokenizer_without_the_end_mark_is_an_error(tiny_arguments: Parse, fol
         load_tokenizer(tiny_arguments("--tokenizer", str(folder)).data, 300)
 
 
-@pytest.mark.parametrize("content", [None, "{}", "not json"])
+@pytest.mark.parametrize("content", [None, "{}", "not json", "null", '{"added_tokens": 3}'])
 def test_a_folder_without_a_tokenizer_is_an_error(
     tiny_arguments: Parse, tmp_path: Path, content: str | None
 ) -> None:

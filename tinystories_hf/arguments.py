@@ -247,6 +247,8 @@ class TrainingArguments:
         )
         _not_negative(self, "warmup_steps", "weight_decay", "max_grad_norm", "seed")
         _not_negative(self, "dataloader_num_workers")
+        if self.seed >= 2**32:
+            raise UserError(f"seed must be below 2^32, as NumPy wants it, got {self.seed}")
         _in_unit_interval(self, "adam_beta1", "adam_beta2")
         if self.max_steps == 0 or self.max_steps < -1:
             raise UserError(f"max_steps must be positive, or -1 for none, got {self.max_steps}")

@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tinystories_hf.arguments import DataArguments
-from tinystories_hf.errors import UserError
+from tinystories_hf.errors import UserError, readable
 from tinystories_hf.files import file_sha256
+from tinystories_hf.parsing import brief, local_path
 from tinystories_hf.tokenizer import END_OF_TEXT
 
 TOY = "toy"
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 BLOCK = 1 << 20
-# A story of the dataset has about 900 characters. So much text without a separator is no file of
-# stories, and holding it all to find out would take the machine's memory.
+# A story has about 900 characters. So much text without a separator, or so many bytes of .jsonl in
+# a line, are no file of stories, and holding it all to find out would take the machine's memory.
 MAX_STORY_CHARACTERS = 64 << 20
 
 
@@ -68,16 +69,17 @@ def open_corpus(data: DataArguments) -> Corpus:
 
 
 def _find_splits(data: DataArguments) -> tuple[Split, Split | None]:
-    path = Path(data.dataset).expanduser()
     if data.dataset == TOY:
         return _toy(data), None
-    if path.is_file():
-        if data.train_file is not None:
-            raise UserError(f"train_file: dataset {path} is a file itself; give the folder instead")
-        validation = None if data.validation_file is None else Path(data.validation_file)
-        return _local(path, data), None if validation is None else _local(validation, data)
-    if path.is_dir():
-        return _folder(path, data)
+    path = local_path("dataset", data.dataset)
+    with readable("dataset", path):
+        if path.is_file():
+            if data.train_file is not None:
+                raise UserError(f"train_file: {path} is a file itself; give the folder instead")
+            other = None if data.validation_file is None else [Path(data.validation_file)]
+            return _local_files([path], data), _local_files(other, data) if other else None
+        if path.is_dir():
+            return _folder(path, data)
     looks_local = data.dataset.startswith((".", "/", "~")) or path.suffix in SUFFIXES
     if looks_local or data.dataset.count("/") != 1:
         raise UserError(
@@ -193,25 +195,21 @@ def _hub_split(data: DataArguments, commit: str, split: str) -> Split:
     return Split(identity, read)
 
 
-def _local(path: Path, data: DataArguments) -> Split:
-    return _local_files([path], data)
-
-
 def _local_files(paths: list[Path], data: DataArguments) -> Split:
+    files: list[dict[str, Any]] = []
     for path in paths:
-        if not path.is_file():
-            raise UserError(f"dataset: there is no file {path}")
-        if path.suffix not in SUFFIXES:
-            raise UserError(f"dataset: {path} is none of {', '.join(SUFFIXES)}")
-    files = [
-        {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in paths
-    ]
+        with readable("dataset", path):
+            if not path.is_file():
+                raise UserError(f"dataset: there is no file {path}")
+            if path.suffix not in SUFFIXES:
+                raise UserError(f"dataset: {path} is none of {', '.join(SUFFIXES)}")
+            size = path.stat().st_size
+            files.append({"name": path.name, "bytes": size, "sha256": file_sha256(path)})
     text = all(path.suffix == ".txt" for path in paths)
     return Split(
         {"files": files, "column": None if text else data.text_column},
         lambda: itertools.chain.from_iterable(_read_file(path, data.text_column) for path in paths),
-        sum(path.stat().st_size for path in paths) if text else None,
+        sum(file["bytes"] for file in files) if text else None,
         "bytes" if text else "stories",
     )
 
@@ -230,41 +228,39 @@ def hold_out(split: Split, share: float, seed: int) -> Corpus:
         return int.from_bytes(digest, "little") < bound
 
     identity = {**split.identity, "held_out_share": share, "held_out_seed": seed}
-    return Corpus(
-        Split(
-            {**identity, "part": "train"},
-            lambda: (story for story in split.read() if not held(story)),
+
+    def part(name: str, wanted: bool) -> Split:
+        return Split(
+            {**identity, "part": name},
+            lambda: (story for story in split.read() if held(story) == wanted),
             split.total,
             split.unit,
-        ),
-        Split(
-            {**identity, "part": "validation"},
-            lambda: (story for story in split.read() if held(story)),
-            split.total,
-            split.unit,
-        ),
-    )
+        )
+
+    return Corpus(part("train", False), part("validation", True))
 
 
 def _read_file(path: Path, text_column: str) -> Iterator[str]:
-    if path.suffix == ".txt":
-        return read_text(path)
-    records = read_jsonl if path.suffix == ".jsonl" else read_parquet
-    return stories_of_records(str(path), records(path, text_column))
+    with readable("dataset", path):
+        if path.suffix == ".txt":
+            yield from read_text(path)
+        else:
+            records = read_jsonl if path.suffix == ".jsonl" else read_parquet
+            yield from stories_of_records(str(path), records(path, text_column))
 
 
 def read_text(path: Path) -> Iterator[str]:
     r"""Yield the stories of a text file, separated by `<|endoftext|>` on its own line or inline.
 
     The newlines next to a separator belong to the layout, not to the story; what follows the last
-    separator is a story unless it is blank. Line ends `\r\n` read as `\n`; a byte-order mark is
-    skipped.
+    separator is a story unless it is blank. Line ends `\r\n` and `\r` read as `\n`; a byte-order
+    mark is skipped.
 
     Raises:
         UserError: the file is not UTF-8, or 64 million characters hold no separator.
     """
-    rest = ""
-    with path.open(encoding="utf-8-sig", newline=None) as stream:
+    rest, mark = "", "\ufeff"  # "utf-8-sig" would take the first byte of a mark for an empty file
+    with path.open(encoding="utf-8", newline=None) as stream:
         while True:
             try:
                 block = stream.read(BLOCK)
@@ -275,6 +271,7 @@ def read_text(path: Path) -> Iterator[str]:
                 ) from None
             if not block:
                 break
+            block, mark = block.removeprefix(mark), ""
             *stories, rest = (rest + block).split(END_OF_TEXT)
             for story in stories:
                 yield story.strip("\n")
@@ -299,46 +296,54 @@ def _first_bad_byte(path: Path) -> int:
             except UnicodeDecodeError as error:
                 return read - pending + error.start
             read += len(block)
-    return read
+    return read - len(decoder.getstate()[0])
 
 
-def read_jsonl(path: Path, text_column: str) -> Iterator[str | None]:
-    """Yield the text of each JSON line.
+def read_jsonl(path: Path, text_column: str) -> Iterator[str]:
+    """Yield the text of each JSON line; blank lines are skipped.
 
     Raises:
-        UserError: a line is not UTF-8, not a JSON object, or has no text under `text_column`.
+        UserError: a line is not UTF-8, not a JSON object, has no text under `text_column`, or has
+            over 64 million bytes.
     """
     with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
+        lines = iter(lambda: stream.readline(MAX_STORY_CHARACTERS), b"")
+        for number, line in enumerate(lines, start=1):
+            where = f"{path}, line {number}"
+            if len(line) == MAX_STORY_CHARACTERS:
+                raise UserError(f"{where} is too long; give each story a line of its own")
+            if not line.removeprefix(codecs.BOM_UTF8).strip():
                 continue
             try:
                 record = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:
-                raise UserError(f"{path}, line {number} is not JSON in UTF-8: {error}") from None
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{where} is not JSON in UTF-8: {error}") from None
             if not isinstance(record, dict):
-                raise UserError(f"{path}, line {number} is not a JSON object")
-            require_column(f"{path}, line {number}", text_column, list(record))
-            yield record[text_column]
+                raise UserError(f"{where} is not a JSON object")
+            require_column(where, text_column, list(record))
+            yield require_text(where, record[text_column])
 
 
 def read_parquet(path: Path, text_column: str) -> Iterator[str | None]:
     """Yield the text of each row of a Parquet file.
 
     Raises:
-        UserError: not a Parquet file, or it has no `text_column`.
+        UserError: not a Parquet file, a damaged one, or it has no `text_column`.
     """
     import pyarrow
     from pyarrow import parquet
 
+    rows = 0
     try:
-        table = parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a Parquet file: {error}") from None
-    with table:
-        require_column(str(path), text_column, table.schema_arrow.names)
-        for batch in table.iter_batches(batch_size=1000, columns=[text_column]):
-            yield from batch.column(0).to_pylist()
+        with parquet.ParquetFile(path) as table:
+            require_column(str(path), text_column, table.schema_arrow.names)
+            for batch in table.iter_batches(batch_size=1000, columns=[text_column]):
+                yield from batch.column(text_column).to_pylist()
+                rows += len(batch)
+            if rows != table.metadata.num_rows:  # a damaged page may be left out without a word
+                raise OSError(f"{rows} of its {table.metadata.num_rows} rows can be read")
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:
+        raise UserError(f"{path} is not a Parquet file, or damaged: {error}") from None
 
 
 def require_column(where: str, text_column: str, columns: list[str]) -> None:
@@ -350,6 +355,18 @@ def require_column(where: str, text_column: str, columns: list[str]) -> None:
         )
 
 
+def require_text(where: str, value: object) -> str:
+    """Return a value that is text, or raise a `UserError`."""
+    if not isinstance(value, str):
+        raise UserError(f"{where} holds {brief(value)} where text belongs")
+    try:
+        value.encode()
+        return value
+    except UnicodeEncodeError as error:  # JSON can spell half of a pair of surrogates
+        half = value[error.start]
+        raise UserError(f"{where} holds {half!a} at character {error.start}: no text") from None
+
+
 def stories_of_records(where: str, records: Iterable[str | None]) -> Iterator[str]:
     """Yield the stories of records; one with a separator in its text holds several.
 
@@ -357,9 +374,7 @@ def stories_of_records(where: str, records: Iterable[str | None]) -> Iterator[st
         UserError: a record holds no text.
     """
     for number, record in enumerate(records, start=1):
-        if not isinstance(record, str):
-            raise UserError(f"{where}: record {number} holds {record!r} where text belongs")
-        *stories, rest = record.split(END_OF_TEXT)
+        *stories, rest = require_text(f"{where}: record {number}", record).split(END_OF_TEXT)
         yield from (story.strip("\n") for story in stories)
         if not stories or rest.strip():
             yield rest.strip("\n") if stories else rest

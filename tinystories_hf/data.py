@@ -29,9 +29,10 @@ from tinystories_hf import tokenizer as tokenizing
 from tinystories_hf.arguments import DataArguments
 from tinystories_hf.cleaning import CleaningCounts, story_digest
 from tinystories_hf.corpus import Corpus, Split
-from tinystories_hf.errors import UserError
+from tinystories_hf.errors import UserError, readable
 from tinystories_hf.files import appearing, free_bytes, telling_a_full_disk
 from tinystories_hf.packing import RowWriter, row_dtype
+from tinystories_hf.parsing import local_path
 from tinystories_hf.words import StoryTokenizer
 
 if TYPE_CHECKING:
@@ -121,7 +122,9 @@ def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> Pre
             found = opening.result()
     fingerprint = _fingerprint(data, found, tokenizer, vocab_size)
     folder = prepared_root(data) / fingerprint
-    if not folder.exists():
+    with readable("prepared_dir", folder):
+        made = folder.exists()
+    if not made:
         check_space(folder, found)
         with telling_a_full_disk(folder, "preparing"), appearing(folder, "preparing") as work:
             if work is not None:
@@ -148,7 +151,7 @@ def check_space(folder: Path, found: Corpus) -> None:
 def prepared_root(data: DataArguments) -> Path:
     """Return the folder that holds all prepared folders."""
     if data.prepared_dir is not None:
-        return Path(data.prepared_dir).expanduser()
+        return local_path("prepared_dir", data.prepared_dir)
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "tinystories_hf"
@@ -235,7 +238,8 @@ def _fingerprint(
         else tokenizing.content_sha256(tokenizer),
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return f"{Path(data.dataset).stem}-{data.context_length}-{digest[:16]}"
+    # The name is for people: a file system takes 255 bytes, four of which may be one character.
+    return f"{Path(data.dataset).stem[:50]}-{data.context_length}-{digest[:16]}"
 
 
 def _write(

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 EXIT_RUN_FAILED = 1
 EXIT_USER_ERROR = 2
@@ -30,6 +31,15 @@ class RunError(RuntimeError):
 
 class Stopped(BaseException):
     """Training was asked to stop by a signal, and has; no handler of errors may take it for one."""
+
+
+@contextmanager
+def readable(key: str, path: Path) -> Iterator[None]:
+    """Turn what the system says of a file that a setting names, such as no permission, into one."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be read: {error.strerror or error}") from None
 
 
 @contextmanager

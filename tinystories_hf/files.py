@@ -9,13 +9,14 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tinystories_hf.errors import RunError
+from tinystories_hf.errors import RunError, UserError
 
 BLOCK = 1 << 20
 
@@ -94,10 +95,17 @@ def appearing(folder: Path, what: str) -> Iterator[Path | None]:
     One process works at a time: where another was quicker, None is yielded and its folder is there
     (`what` says in the meantime what is being waited for). Whatever happens, nothing half done gets
     the name; what a killed process left is removed by the next one.
+
+    Raises:
+        UserError: nothing can be written there.
     """
     root = folder.parent
     created = [path for path in (root, *root.parents) if not path.exists()]
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=root).close()
+    except OSError as error:
+        raise UserError(f"prepared_dir: cannot write in {root}: {error.strerror}") from None
     lock, work = root / f".{folder.name}.lock", root / f".{folder.name}.unfinished"
     try:
         with locked(lock, -1, lambda: _say_waiting(what)):

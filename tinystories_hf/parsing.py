@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import re
+import reprlib
 import types
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -20,6 +22,9 @@ import yaml
 from tinystories_hf.errors import UserError
 
 T = TypeVar("T")
+
+# The longest file of ours has 2 kB. PyYAML reads 100 kB a second, and slower what is nested.
+MAX_YAML_BYTES = 1 << 18
 
 
 def option(help: str, default: Any = MISSING, *, belongs_to: str | None = None) -> Any:  # noqa: A002
@@ -49,10 +54,14 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """PyYAML keeps the last of two equal keys without a word; this loader refuses them."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise UserError(f"{self.name}: the key {key!r} stands twice; keep one")
+        seen: set[Any] = set()
+        for name, _ in node.value:
+            key = self.construct_object(name, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # PyYAML refuses it
+            if key in seen:
+                raise UserError(f"{self.name}: the key {brief(key)} stands twice; keep one")
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -60,19 +69,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read one flat YAML file of settings.
 
     Raises:
-        UserError: the file is missing, empty, not UTF-8, not YAML, not a mapping, or repeats a key.
+        UserError: the file is missing, cannot be read, is too long, empty, not UTF-8, not YAML, not
+            a mapping, or repeats a key.
     """
-    if not path.is_file():
-        raise UserError(f"no configuration file at {path}; see configs/ for those that are shipped")
     try:
+        if not path.is_file():
+            raise UserError(
+                f"no configuration file at {path}; see configs/ for those that are shipped"
+            )
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise UserError(f"{path} is too long for a file of settings; is it the right one?")
         with path.open(encoding="utf-8") as stream:
             content = yaml.load(stream, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply; settings are `key: value` lines") from None
+    except Exception as error:  # PyYAML lets through what Python says to `!!int x` or 2024-02-30
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
         raise UserError(f"{path} is empty; give at least one setting, such as `base: xs.yaml`")
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold `key: value` lines, not a {type(content).__name__}")
+    for key in content:
+        if not isinstance(key, str):
+            raise UserError(f"{path}: the key {brief(key)} is not the name of a setting")
     return content
 
 
@@ -84,16 +107,16 @@ def yaml_layers(path: Path, *, _below: tuple[Path, ...] = ()) -> list[dict[str, 
     Raises:
         UserError: as `read_yaml`, or the bases form a ring.
     """
+    content = read_yaml(path)
     if path.resolve() in _below:
         raise UserError(f"{path}: its `base:` leads back to itself; remove one of the two")
-    content = read_yaml(path)
     base = content.pop("base", None)
     layers: list[dict[str, Setting]] = []
     if base is not None:
         if not isinstance(base, str):
-            raise UserError(f"{path}: base: expected the name of a YAML file, got {base!r}")
+            raise UserError(f"{path}: base: expected the name of a YAML file, got {brief(base)}")
         layers = yaml_layers(path.parent / base, _below=(*_below, path.resolve()))
-    layers.append({str(key): Setting(value, f"{path}: {key}") for key, value in content.items()})
+    layers.append({key: Setting(value, f"{path}: {key}") for key, value in content.items()})
     return layers
 
 
@@ -140,7 +163,8 @@ def build(cls: type[T], settings: Mapping[str, Setting]) -> T:
 def convert(setting: Setting, hint: Any) -> Any:
     """Convert a raw value from YAML or the command line to a declared type.
 
-    Numbers may arrive as text: YAML 1.1 reads `5e-4` as a string, and so does a shell.
+    Numbers may arrive as text: YAML 1.1 reads `5e-4` as a string, and so does a shell. A whole
+    number has at most 64 bits, as everything that takes one expects.
 
     Raises:
         UserError: the value does not fit the type; the message names the place and the type.
@@ -154,7 +178,7 @@ def convert(setting: Setting, hint: Any) -> Any:
         converted = _convert_one(setting.value, member)
         if converted is not None:
             return converted
-    raise UserError(f"{setting.where}: expected {describe(hint)}, got {setting.value!r}")
+    raise UserError(f"{setting.where}: expected {describe(hint)}, got {brief(setting.value)}")
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -167,17 +191,38 @@ def _convert_one(value: Any, hint: Any) -> Any:
     if get_origin(hint) is Literal:
         return value if value in get_args(hint) else None
     if get_origin(hint) is list:
-        fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        fits = isinstance(value, list) and all(_is_text(item) for item in value)
         return list(value) if fits else None
     if hint is bool:
         if isinstance(value, str):
             return {"true": True, "false": False}.get(value.lower())
         return value if isinstance(value, bool) else None
     if hint is str:
-        return value if isinstance(value, str) else None
+        return value if _is_text(value) else None
     if hint in (int, float) and isinstance(value, (int, float, str)):
         return None if isinstance(value, bool) else _number(value, hint)
     return None
+
+
+def local_path(key: str, name: str) -> Path:
+    """Return the path that a setting names, `~` being a home directory.
+
+    Raises:
+        UserError: `~name` where nobody has that name.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{key}: {name}: {error}") from None
+
+
+# NUL, and halves of characters: what a shell makes of a byte that is not UTF-8.
+_IN_NO_FILE = re.compile("[\0\ud800-\udfff]")
+
+
+def _is_text(value: Any) -> bool:
+    """Tell whether a value is text that a file, or a file's name, can hold."""
+    return isinstance(value, str) and not _IN_NO_FILE.search(value)
 
 
 def _number(value: float | str, kind: type[int] | type[float]) -> float | None:
@@ -185,9 +230,22 @@ def _number(value: float | str, kind: type[int] | type[float]) -> float | None:
         return None
     try:
         number = kind(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    fits = abs(number) < 2**63 if kind is int else math.isfinite(number)
+    return number if fits else None
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = 3, 60, 60, 60
+
+
+def brief(value: Any) -> str:
+    """Return a raw value as Python writes it, cut short: a line of YAML can hold billions."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python writes out no whole number of over 4,300 digits
+        return f"a {type(value).__name__} that is too large to show"
 
 
 def describe(hint: Any) -> str:
@@ -280,7 +338,8 @@ def _metavar(hint: Any) -> str:
 
 def _default_text(declared: Field[Any], shown: Mapping[str, Setting]) -> str:
     if declared.name in shown:
-        return f"[{shown[declared.name].value}]"
+        value = shown[declared.name].value
+        return f"[{value if isinstance(value, str) else brief(value)}]"
     if declared.default is not MISSING:
         return "" if declared.default is None else f"[{declared.default}]"
     if declared.default_factory is not MISSING:

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinystories_hf.arguments import DataArguments
-from tinystories_hf.errors import UserError
+from tinystories_hf.errors import UserError, readable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 TRAIN = "train"
+# The trainer sets memory aside for all entries before it reads: 540 MB for 2^28, and it ends the
+# process where there is not enough.
+MOST_ENTRIES = 1 << 24
 FILES = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
 FILES += ["special_tokens_map.json", "added_tokens.json", "config.json"]
 
@@ -37,13 +40,15 @@ def load_tokenizer(data: DataArguments, vocab_size: int) -> PreTrainedTokenizerF
 
     name = data.tokenizer
     folder = Path(name)
-    if not folder.is_dir():
+    with readable("tokenizer", folder):
+        is_folder = folder.is_dir()
+    if not is_folder:
         if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise UserError(f"tokenizer: {name} is not a folder; give a folder or a Hub name")
         folder = download_files(name, "tokenizer", data.tokenizer_revision, FILES)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a broken tokenizer.json brings out every kind there is
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"tokenizer: {name} holds no tokenizer: {reason}") from error
     check_tokenizer(tokenizer, data, vocab_size)
@@ -66,6 +71,8 @@ def train_tokenizer(
         raise UserError(
             f"vocab_size {vocab_size} is too small for a byte-level BPE; use 257 or more"
         )
+    if vocab_size > MOST_ENTRIES:
+        raise UserError(f"vocab_size {vocab_size} is more than any text supports; lower it")
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

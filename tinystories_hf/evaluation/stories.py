@@ -23,6 +23,7 @@ from tinystories_hf.evaluation.reading import encode
 from tinystories_hf.evaluation.records import Record, RecordFile
 from tinystories_hf.evaluation.subject import Subject, identity
 from tinystories_hf.generation import generate_stories
+from tinystories_hf.parsing import local_path
 
 AUTHORS_FILE = "Evaluation prompts.yaml"
 OUR_FILE = Path(__file__).with_name("prompts.yaml")
@@ -48,7 +49,7 @@ def load_prompts(data: DataArguments, path: Path | None = None) -> Prompts:
     """
     if path is not None:
         return read_prompts(path, path.name)
-    folder = Path(data.dataset).expanduser()
+    folder = local_path("dataset", data.dataset)
     if (folder / AUTHORS_FILE).is_file():
         return read_prompts(folder / AUTHORS_FILE, AUTHORS_FILE)
     if data.dataset.count("/") == 1 and not folder.exists():

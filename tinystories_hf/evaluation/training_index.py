@@ -144,7 +144,7 @@ def training_index(data: DataArguments, *, quiet: bool = False) -> TrainingIndex
         .hexdigest(),
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-    folder = prepared_root(data) / f"index-{Path(data.dataset).stem}-{digest}"
+    folder = prepared_root(data) / f"index-{Path(data.dataset).stem[:50]}-{digest}"
     if not folder.exists():
         with telling_a_full_disk(folder, "indexing"), appearing(folder, "indexing") as work:
             if work is not None:

@@ -1,0 +1,185 @@
+"""Whatever the stories: every token is counted and kept, and the rows spell the stories again."""
+
+from __future__ import annotations
+
+import functools
+import re
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import strategies as st
+
+from tests.properties.drawing import holds_for
+from tests.properties.test_readers import data_of, written
+from tinystories_hf import corpus, packing, words
+from tinystories_hf import data as data_module
+from tinystories_hf.corpus import SUFFIXES
+from tinystories_hf.data import prepare, token_stream
+from tinystories_hf.errors import UserError
+from tinystories_hf.tokenizer import END_OF_TEXT, train_tokenizer
+from tinystories_hf.toy import toy_stories
+from tinystories_hf.words import StoryTokenizer
+
+VOCABULARY = 320
+TRAINED = train_tokenizer(toy_stories(200), VOCABULARY, 64)
+PIECES = (
+    *(
+        " ",
+        "  ",
+        "\n",
+        "\n\n",
+        "\t",
+        "\r\n",
+        "\x0b\x0c",
+        "\0",
+        "\x01",
+        "\x1c",
+        "\x7f",
+        "\x85",
+        "\xa0",
+    ),
+    *(
+        "a",
+        "Lily",
+        "42",
+        "'s",
+        "'ll",
+        "'",
+        "don't",
+        "!",
+        "...",
+        "_",
+        "<|",
+        "<|endoftext",
+        "endoftext|>",
+    ),
+    *(
+        "é",
+        "e\u0301",
+        "\u0301",
+        "\u200d",
+        "\u2028",
+        "\ufeff",
+        "“",
+        "日本",
+        "🙂",
+        "👩\u200d👧",
+        "\U0010ffff",
+    ),
+)
+texts = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=12).map("".join)
+
+
+@holds_for(150, stories=st.lists(texts, min_size=1, max_size=5), most=st.sampled_from([4, 1 << 18]))
+def test_words_looked_up_are_the_tokenizers_own_and_spell_the_text(
+    folder: Path, stories: list[str], most: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(words, "MOST_WORDS", most)
+        patch.setattr(words, "UNKNOWN_AT_ONCE", min(most, 1 << 14))
+        found = StoryTokenizer(TRAINED)(stories).tolist()
+        patch.setattr(words, "_library", lambda: None)
+        own = StoryTokenizer(TRAINED)(stories).tolist()
+    assert found == own
+    spelled = TRAINED.backend_tokenizer.decode(found, skip_special_tokens=False)
+    assert spelled == "".join(story + END_OF_TEXT for story in stories)
+
+
+# A text file lays line ends of its own around each story, and knows one kind.
+lines = texts.map(lambda text: text.replace("\r", "").strip("\n"))
+lines = lines.filter(lambda text: END_OF_TEXT not in text)
+
+
+@functools.cache
+def tokenizer_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder that holds the tokenizer and is removed when the tests end."""
+    folder = tempfile.TemporaryDirectory()
+    TRAINED.save_pretrained(folder.name)
+    return folder
+
+
+@holds_for(
+    100,
+    stories=st.lists(lines, max_size=25),
+    other=st.lists(lines, max_size=8),
+    suffixes=st.tuples(st.sampled_from(SUFFIXES), st.sampled_from(SUFFIXES)),
+    context=st.integers(2, 24),
+    cleaning=st.fixed_dictionaries(
+        {
+            name: st.booleans()
+            for name in ("drop_empty", "drop_duplicates", "drop_validation_overlap")
+        }
+    ),
+    batch=st.integers(1, 9),
+    block=st.integers(1, 64),
+)
+def test_every_token_is_in_a_row_or_counted_as_dropped(
+    folder: Path,
+    stories: list[str],
+    other: list[str],
+    suffixes: tuple[str, str],
+    context: int,
+    cleaning: dict[str, bool],
+    batch: int,
+    block: int,
+) -> None:
+    parts = {"train": stories + stories[:2], "validation": other + stories[:3]}
+    for (name, told), suffix in zip(parts.items(), suffixes, strict=True):
+        (folder / f"{name}{suffix}").write_bytes(written(suffix, told))
+    data = replace(
+        data_of(folder, prepared_dir=str(folder / "prepared"), **cleaning),
+        tokenizer=tokenizer_folder().name,
+        context_length=context,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_module, "STORIES_PER_BATCH", batch)
+        patch.setattr(packing.RowWriter, "TOKENS_PER_BLOCK", block)
+        patch.setattr(corpus, "BLOCK", block)
+        tokens = {
+            name: sum(len(TRAINED(story).input_ids) + 1 for story in kept)
+            for name, kept in kept_of(parts, cleaning).items()
+        }
+        if min(tokens.values()) < context:
+            with pytest.raises(UserError, match=re.escape(str(folder))):
+                prepare(data, VOCABULARY, quiet=True)
+            assert not (folder / "prepared").exists(), "nothing is left"
+            return
+        prepared = prepare(data, VOCABULARY, quiet=True)
+    for name, kept in kept_of(parts, cleaning).items():
+        counts = prepared.manifest.split(name)
+        dropped = counts.dropped_empty + counts.dropped_duplicates + counts.dropped_overlap
+        assert counts.stories_read == counts.stories_kept + dropped == len(parts[name])
+        assert counts.stories_kept == len(kept)
+        assert counts.bytes == sum(len(story.encode()) for story in kept)
+        assert counts.tokens_in == counts.tokens_out + counts.tokens_dropped
+        assert counts.tokens_out == counts.rows * context
+        assert counts.tokens_dropped == len(counts.tail) < context
+        rows = getattr(prepared, name)["input_ids"]
+        assert [len(row) for row in rows] == [context] * counts.rows
+        stream = token_stream(prepared, name).tolist()
+        assert stream == [token for row in rows for token in row] + counts.tail
+        spelled = TRAINED.backend_tokenizer.decode(stream, skip_special_tokens=False)
+        assert spelled == "".join(story + END_OF_TEXT for story in kept)
+        assert len(stream) == counts.tokens_in == tokens[name]
+
+
+def kept_of(parts: dict[str, list[str]], cleaning: dict[str, bool]) -> dict[str, list[str]]:
+    """Return the stories that cleaning leaves, by a naive reading of what its settings say."""
+    kept: dict[str, list[str]] = {}
+    for name, stories in parts.items():
+        kept[name] = []
+        seen: set[str] = set()
+        barred = {story.strip() for story in kept["train"]} if name == "validation" else set()
+        for story in stories:
+            key = story.strip()
+            if cleaning["drop_empty"] and not key:
+                continue
+            if cleaning["drop_validation_overlap"] and key in barred:
+                continue
+            if cleaning["drop_duplicates"] and key in seen:
+                continue
+            seen.add(key)
+            kept[name].append(story)
+    return kept
