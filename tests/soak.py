@@ -203,6 +203,8 @@ def check_stop(folder: Path, kill: Kill, code: int, processes: int) -> None:
     said = (folder / "err.txt").read_text()
     if kill.when == "first second" and code == -signal.SIGTERM:
         return  # before the program listens: nothing was begun
+    if kill.when == "finishing" and '"status": "finished"' in (folder / "run/run.json").read_text():
+        return  # and after it has ended: nothing was left to do
     assert code == (EXIT_STOPPED if processes == 1 else 1), said
     assert "stopped: by SIGTERM" in said, said
     logged = [int(line.split()[1].partition("/")[0]) for line in loss_lines(folder)]

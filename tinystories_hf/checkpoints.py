@@ -155,12 +155,12 @@ def written_aside(run_dir: Path, needed: int) -> Iterator[Path]:
             f"{run_dir}: a checkpoint takes {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are"
             " free; make space and give the same command again with --resume_from_checkpoint auto"
         )
-    with telling_a_full_disk(run_dir, "saving a checkpoint"):
-        try:
+    try:
+        with telling_a_full_disk(run_dir, "saving a checkpoint"):
             aside.mkdir()
             yield aside
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def seal(folder: Path, step: int, trajectory: Mapping[str, Any], versions: dict[str, str]) -> None:

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from tinystories_hf.errors import RunError, UserError
 
 BLOCK = 1 << 20
+NO_ROOM_BYTES = 1 << 20
 
 
 def file_sha256(path: Path) -> str:
@@ -169,8 +170,13 @@ def telling_a_full_disk(folder: Path, what: str) -> Iterator[None]:
     """
     try:
         yield
+    except (RunError, UserError):
+        raise
     except Exception as error:
-        if not is_full(error):
+        # PyTorch says no more than that its stream failed, numpy how many items it could not write.
+        failed = isinstance(error, (RuntimeError, OSError))
+        no_room = failed and free_bytes(folder) < NO_ROOM_BYTES
+        if not is_full(error) and not no_room:
             raise
         raise RunError(
             f"{what}: no space left on the disk of {folder} ({free_bytes(folder) / 1e6:,.0f} MB"

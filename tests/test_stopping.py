@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.soak import plan_kills, soak
+
+# Says "ready", then "noted" for the first signal, and ends by itself after that only if told to.
+LISTEN = """
+import sys, time
+from tinystories_hf.stopping import stoppable
+
+with stoppable() as stop:
+    stop.deferred = sys.argv[1] == "deferred"
+    print("ready", flush=True)
+    while stop.signal is None:
+        time.sleep(0.01)
+    print("noted", flush=True)
+    time.sleep(30)
+"""
+
+
+def listen(mode: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", LISTEN, mode]
+    listening = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert listening.stdout is not None
+    assert listening.stdout.readline() == "ready\n"
+    return listening
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_outside_of_training_a_signal_ends_the_program_where_it_is(number: signal.Signals) -> None:
+    listening = listen("at once")
+    listening.send_signal(number)
+    _, said = listening.communicate(timeout=10)
+    assert listening.returncode == 75
+    assert said == f"stopped: by {number.name}; the same command with" \
+                   " --resume_from_checkpoint auto goes on\n"  # fmt: skip
+
+
+def test_in_training_the_first_is_noted_its_echo_ignored_and_a_second_ends_at_once() -> None:
+    listening = listen("deferred")
+    listening.send_signal(signal.SIGINT)
+    assert listening.stdout is not None
+    assert listening.stdout.readline() == "noted\n"
+    listening.send_signal(signal.SIGTERM)  # what a launcher passes on
+    with pytest.raises(subprocess.TimeoutExpired):
+        listening.wait(timeout=1.2)
+    listening.send_signal(signal.SIGTERM)
+    _, said = listening.communicate(timeout=10)
+    assert listening.returncode == 75
+    assert "by a second signal" in said
+
+
+@pytest.mark.parametrize(
+    ("number", "processes"), [(signal.SIGKILL, 1), (signal.SIGTERM, 1), (signal.SIGTERM, 2)]
+)
+def test_a_run_that_is_ended_again_and_again_comes_out_the_same(
+    tmp_path: Path, number: signal.Signals, processes: int
+) -> None:
+    kills = plan_kills(4, seed=1)
+    met = soak(tmp_path, kills, number, processes)
+    assert met.total() == len(kills)
