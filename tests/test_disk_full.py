@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, TINY_CONFIG, environment
+from tests.loopback_hub import LoopbackHub
+from tests.publishing import REPO, TOKEN, published
 
 MOUNT = "mount -t tmpfs -o size={size} tmpfs {place}"
 
 
-def in_a_small_file_system(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
+def in_a_small_file_system(
+    folder: Path, script: str, **extra: str
+) -> subprocess.CompletedProcess[str]:
     """Run a shell script where mounts are its own, or skip where the system allows none."""
     if shutil.which("unshare") is None:
         pytest.skip("needs unshare (util-linux) to make a small file system")
@@ -28,12 +32,38 @@ def in_a_small_file_system(folder: Path, script: str) -> subprocess.CompletedPro
     return subprocess.run(
         [*words, script.replace("TRAIN", f"{train} --resume_from_checkpoint auto")],
         cwd=folder,
-        env=environment(folder / "home", PYTHONPATH=str(ROOT)),
+        env=environment(folder / "home", PYTHONPATH=str(ROOT), **extra),
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+
+
+def test_publishing_on_a_full_disk_keeps_the_run_and_goes_on_when_there_is_space(
+    tmp_path: Path, trained_run: Path, mine: LoopbackHub
+) -> None:
+    shutil.copytree(trained_run, tmp_path / "copy")
+    card = (trained_run / "README.md").read_text()
+    push = f"{sys.executable} {ROOT / 'scripts/push_to_hub.py'} --model small/run --repo {REPO}"
+    script = "\n".join(
+        [
+            MOUNT.format(size="16m", place="small"),
+            "cp -r copy small/run",
+            "head -c 16000000 /dev/zero > small/other || true",
+            f"{push} && exit 9; echo code $?; cat small/run/README.md > card.md",
+            f"rm small/other; {push}",
+        ]
+    )
+    done = in_a_small_file_system(
+        tmp_path, script, HF_ENDPOINT=mine.url, HF_TOKEN=TOKEN, HF_HUB_DISABLE_XET="1"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "code 1"
+    assert "error: writing the card: no space left on the disk of small/run" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "card.md").read_text() == card
+    assert b"me/tiny" in published(mine)["README.md"]
 
 
 WRITE = """

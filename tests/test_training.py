@@ -40,23 +40,6 @@ def losses(log: list[dict[str, Any]]) -> dict[int, float]:
     return {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    flags = ("--max_steps", "30", "--seed", "3")
-    found = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        folder.mkdir()
-        found.append(losses(train_and_log(folder, *flags, num_processes=processes)))
-        record = json.loads((folder / "run" / "run.json").read_text())
-        assert record["sessions"][0]["batch"]["num_processes"] == processes
-    one, two = found
-    assert len(one) == len(two) == 30
-    first, second = tmp_path.glob("*/home/tinystories_hf/*/train.arrow")
-    assert first.read_bytes() == second.read_bytes()
-    assert max(abs(one[step] - two[step]) for step in one) < 1e-4
-    assert one[1] > one[30] + 0.5, "and both learn"
-
-
 DROPOUT = ("--attention_dropout", "0.1", "--embed_dropout", "0.1", "--resid_dropout", "0.1")
 
 

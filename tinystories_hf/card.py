@@ -11,6 +11,7 @@ from typing import Any
 from tinystories_hf.evaluation import report
 from tinystories_hf.evaluation.paper import GPT_NEO_VOCABULARY, paper_row
 from tinystories_hf.evaluation.results import read_results
+from tinystories_hf.files import write_text
 from tinystories_hf.provenance import EVAL_RESULTS, SAMPLES_FILE, TRAIN_RESULTS, read_record
 
 CARD_FILE = "README.md"
@@ -48,7 +49,7 @@ def render_card(run_dir: Path, model_id: str | None = None) -> str:
 
 def write_card(run_dir: Path, model_id: str | None = None) -> None:
     """Render the card into the run directory."""
-    (run_dir / CARD_FILE).write_text(render_card(run_dir, model_id), encoding="utf-8")
+    write_text(run_dir / CARD_FILE, render_card(run_dir, model_id))
 
 
 def card_facts(run_dir: Path, model_id: str) -> dict[str, Any]:

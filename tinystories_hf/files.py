@@ -35,9 +35,12 @@ def file_sha256(path: Path) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a text by one rename: whoever reads finds the old one or the new one."""
     unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    sync(unfinished)
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        sync(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     sync(path.parent)
 
 

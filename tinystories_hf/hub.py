@@ -107,9 +107,11 @@ def publish(run_dir: Path, destination: Destination) -> str:
     Raises:
         UserError: the run is not finished, a file holds the Hub token, the repository holds
             something else, or the upload failed for good. The run directory is whole all the same.
+        RunError: the disk is full.
     """
     record = _finished_record(run_dir)
-    write_card(run_dir, destination.repo_id)
+    with telling_a_full_disk(run_dir, "writing the card"):
+        write_card(run_dir, destination.repo_id)
     message = f"Publish {run_dir.name} of tinystories_hf"
     try:
         _commit(staged_files(run_dir), destination, record.run_id, message, FOR_THE_MODEL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,6 +56,21 @@ def claimed(run_dir: Path) -> Iterator[None]:
             yield
     finally:
         remove_created(created)
+
+
+def check_shared(run_dir: Path) -> None:
+    """Raise a `UserError` where this process does not see what the first one has created.
+
+    Every process writes its random state into the checkpoints, and reads from them.
+    """
+    for _ in range(int(PATIENCE_SECONDS * 10)):  # a network folder may show new names late
+        if (run_dir / LOCK).exists():
+            return
+        time.sleep(0.1)
+    raise UserError(
+        f"output_dir: {run_dir} of the first machine is not there on this one; put it on a storage"
+        " that all machines share, under the same path"
+    )
 
 
 def where_to_start(training: TrainingArguments) -> Start:

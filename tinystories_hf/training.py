@@ -34,6 +34,7 @@ from tinystories_hf.packing import PackedRows
 from tinystories_hf.run_directory import (
     Start,
     check_same_run,
+    check_shared,
     claimed,
     is_finished,
     other_versions,
@@ -145,6 +146,7 @@ def agree_on_start(training: TrainingArguments, trainer_arguments: TrainerArgume
     found: list[Any] = [where_to_start(training) if trainer_arguments.process_index == 0 else None]
     if trainer_arguments.world_size > 1:
         broadcast_object_list(found)
+        check_shared(Path(training.output_dir))
     start: Start = found[0]
     return start
 
