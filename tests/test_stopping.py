@@ -65,6 +65,6 @@ def test_in_training_the_first_is_noted_its_echo_ignored_and_a_second_ends_at_on
 def test_a_run_that_is_ended_again_and_again_comes_out_the_same(
     tmp_path: Path, number: signal.Signals, processes: int
 ) -> None:
-    kills = plan_kills(4, seed=1)
+    kills = plan_kills(3, seed=1)
     met = soak(tmp_path, kills, number, processes)
     assert met.total() == len(kills)

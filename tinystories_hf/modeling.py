@@ -212,12 +212,24 @@ def build_model(
 def load_model(name: str, revision: str | None = None) -> PreTrainedModel:
     """Load a causal language model from a folder or the Hub; a GPT-Neo takes the fast path.
 
+    Weights are read from safetensors alone. Of a repository that has none, such as the published
+    TinyStories models, Transformers takes the conversion that the Hub's own bot proposes.
+
     Raises:
-        OSError, ValueError: there is no such model.
+        OSError, ValueError: there is no such model, or its weights are pickled.
     """
     config = AutoConfig.from_pretrained(name, revision=revision)
     known = GPTNeoForCausalLM if config.model_type == "gpt_neo" else AutoModelForCausalLM
-    return known.from_pretrained(name, revision=revision)
+    try:
+        return known.from_pretrained(name, revision=revision, use_safetensors=True)
+    except OSError as error:
+        if "safetensors" not in str(error):
+            raise
+        raise OSError(
+            f"{name} has no weights as safetensors, and pickled ones are not loaded; convert it at"
+            " https://huggingface.co/spaces/safetensors/convert, or load and save it once with"
+            " Transformers"
+        ) from error
 
 
 def whole_model(model: PreTrainedModel) -> PreTrainedModel:
