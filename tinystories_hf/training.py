@@ -40,6 +40,7 @@ from tinystories_hf.run_directory import (
     where_to_start,
 )
 from tinystories_hf.stopping import HOW_TO_GO_ON, StopRequest
+from tinystories_hf.streaming import StreamedRows
 from tinystories_hf.trainer import StoryTrainer, collate_rows
 from tinystories_hf.trajectory import describe_trajectory
 
@@ -61,7 +62,7 @@ def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, fl
         with trainer_arguments.main_process_first(local=True, desc="preparing rows"):
             quiet = trainer_arguments.process_index > 0
             prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=quiet)
-        check_enough_rows(prepared, plan)
+        check_enough_rows(arguments, prepared, plan)
         set_seed(arguments.training.seed)
         model = build_model(arguments.model, prepared.tokenizer, arguments.data.context_length)
         if compiles(arguments.training):
@@ -167,7 +168,7 @@ def count_steps(training: TrainingArguments, plan: BatchPlan, prepared: Prepared
     """Return the optimizer steps of the whole run."""
     if training.max_steps > 0:
         return training.max_steps
-    steps_per_epoch = len(prepared.train) // plan.global_batch_size
+    steps_per_epoch = len(prepared.rows("train")) // plan.global_batch_size
     return math.ceil(training.num_train_epochs * steps_per_epoch)
 
 
@@ -245,11 +246,27 @@ def build_trainer_arguments(training: TrainingArguments, plan: BatchPlan) -> Tra
     return built
 
 
-def check_enough_rows(prepared: PreparedData, plan: BatchPlan) -> None:
-    """Raise a `UserError` unless the training rows fill one step."""
-    if len(prepared.train) < plan.global_batch_size:
+def training_rows(arguments: Arguments, prepared: PreparedData) -> PackedRows | StreamedRows:
+    """Return the rows that lie prepared, or those that are streamed."""
+    if prepared.stream is None:
+        return PackedRows(prepared.rows("train"))
+    training = arguments.training
+    seed = training.seed if training.data_seed is None else training.data_seed
+    return StreamedRows(prepared.stream, arguments.data, prepared.tokenizer, seed)
+
+
+def check_enough_rows(arguments: Arguments, prepared: PreparedData, plan: BatchPlan) -> None:
+    """Raise a `UserError` unless the training rows fill one step.
+
+    Of a stream, which begins anew after its last row, one row is enough; one process looks.
+    """
+    rows = training_rows(arguments, prepared)
+    if isinstance(rows, StreamedRows):
+        if os.environ.get("RANK", "0") == "0":
+            rows.require_a_row()
+    elif len(rows) < plan.global_batch_size:
         raise UserError(
-            f"global_batch_size {plan.global_batch_size} is more than the {len(prepared.train)}"
+            f"global_batch_size {plan.global_batch_size} is more than the {len(rows)}"
             " training rows; lower it or give more text"
         )
 
@@ -286,10 +303,25 @@ def build_trainer(
         samples=StorySamples(prepared.tokenizer, training.sample_prompts, training.seed),
         model=model,
         args=trainer_arguments,
-        train_dataset=PackedRows(prepared.train),
+        train_dataset=training_rows(arguments, prepared),
         eval_dataset=PackedRows(validation),
         data_collator=collate_rows,
         processing_class=prepared.tokenizer,
+    )
+
+
+def describe_rows(arguments: Arguments, prepared: PreparedData) -> str:
+    """Return what is trained on, for people."""
+    data = arguments.data
+    if data.streaming:
+        return (
+            f"streamed from {data.dataset}, of {data.context_length} tokens, drawn among"
+            f" {data.shuffle_buffer:,}"
+        )
+    counts = prepared.manifest.split("train")
+    return (
+        f"{counts.rows:,} of {data.context_length} = {counts.tokens_out:,} tokens, from"
+        f" {prepared.path}"
     )
 
 
@@ -306,10 +338,8 @@ def describe_run(
     record = provenance.start_record(run_dir, arguments, prepared.manifest, parameters, session)
     if trainer.is_world_process_zero():
         record.write(run_dir)
-        rows, tokens = len(prepared.train), prepared.manifest.train.tokens_out
         print(f"model       {parameters}")
-        print(f"rows        {rows:,} of {prepared.manifest.context_length} = {tokens:,} tokens,"
-              f" from {prepared.path}")  # fmt: skip
+        print(f"rows        {describe_rows(arguments, prepared)}")
         print(f"batch       {trainer.plan} = {trainer.tokens_per_step:,} tokens")
         print(f"machine     {session.device}, mixed precision {session.mixed_precision}")
         for reason in start.passed_over:
