@@ -14,14 +14,18 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import train_tiny
-from tests.test_resuming import DROPOUT, AskToStop, train_here, untimed
+from tests.test_resuming import DROPOUT, AskToStop, continued, train_here, untimed
 from tests.test_training import losses, train_and_log
 from tinystories_hf.arguments import Arguments
-from tinystories_hf.data import prepare
-from tinystories_hf.errors import Stopped
+from tinystories_hf.batch import plan_batch
+from tinystories_hf.corpus import Split
+from tinystories_hf.data import SplitManifest, StreamedSplit, describe, load_prepared, prepare
+from tinystories_hf.errors import RunError, Stopped, UserError
+from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
+from tinystories_hf.evaluation.reading import read_validation
 from tinystories_hf.stopping import StopRequest
 from tinystories_hf.streaming import StreamedRows, shuffled
-from tinystories_hf.training import training_rows
+from tinystories_hf.training import check_enough_rows, training_rows
 
 Parse = Callable[..., Arguments]
 AUTO = ("--resume_from_checkpoint", "auto")
@@ -140,3 +144,102 @@ def test_two_processes_train_on_a_stream_as_one(tmp_path: Path, tokenizer: str) 
     assert "verbatim" not in card
     again = train_tiny(tmp_path / "2", *flags, *AUTO, num_processes=2)
     assert "nothing is left to train" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--max_steps", "-1"), "say how long to train with max_steps"),
+        (("--tokenizer", "train"), "tokenizer `train` reads every story first"),
+        (("--drop_duplicates",), "drop_duplicates and drop_validation_overlap remember"),
+        (("--drop_validation_overlap",), "drop_duplicates and drop_validation_overlap remember"),
+        (("--dataloader_num_workers", "1"), "dataloader_num_workers would read every story"),
+        (("--shuffle_buffer", "0"), "shuffle_buffer must be positive"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_refused_with_the_fix(
+    streaming: Parse, flags: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        streaming(*flags)
+
+
+def test_the_prepared_folder_of_a_stream_holds_validation_alone(
+    streaming: Parse, tiny_arguments: Parse, tokenizer: str
+) -> None:
+    arguments = streaming()
+    prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
+    whole = prepare(tiny_arguments("--tokenizer", tokenizer).data, 320, quiet=True)
+    assert whole.path != prepared.path
+    assert not (prepared.path / "train.arrow").exists()
+    assert (prepared.path / "validation.arrow").read_bytes() == (
+        whole.path / "validation.arrow"
+    ).read_bytes()
+    assert isinstance(whole.manifest.train, SplitManifest)
+    assert prepared.manifest.train == StreamedSplit(whole.manifest.train.source)
+    assert load_prepared(prepared.path).manifest == prepared.manifest
+    for ask in (prepared.rows, prepared.manifest.split):
+        with pytest.raises(UserError, match="set streaming to false"):
+            ask("train")
+    table = describe(prepared)
+    assert "train is streamed" in table
+    assert table.splitlines()[0].split() == ["validation"]
+
+
+def test_a_run_goes_on_with_the_same_stream_alone(
+    streaming: Parse, tiny_arguments: Parse, tokenizer: str, tmp_path: Path
+) -> None:
+    small = ("--toy_stories", "50", "--max_steps", "2", "--lr_scheduler_type", "constant")
+    train_here(streaming(*small, "--save_steps", "2"))
+    continued(streaming(*small, *AUTO), tmp_path / "run")
+    with pytest.raises(UserError, match="shuffle_buffer was 10000, is 9"):
+        continued(streaming(*small, *AUTO, "--shuffle_buffer", "9"), tmp_path / "run")
+    with pytest.raises(UserError, match="streaming was True, is 'not set'"):
+        continued(tiny_arguments(*small, *AUTO, "--tokenizer", tokenizer), tmp_path / "run")
+
+
+@pytest.mark.parametrize("stories", [[], ["", ""], ["Too short for a row."]])
+def test_a_text_without_a_row_is_an_error_and_not_an_endless_loop(
+    streaming: Parse, stories: list[str]
+) -> None:
+    arguments = streaming("--drop_empty")
+    prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
+    prepared = replace(prepared, stream=Split({}, lambda: iter(stories)))
+    with pytest.raises(UserError, match="tokens for train, fewer than one row"):
+        check_enough_rows(arguments, prepared, plan_batch(arguments.training, 1))
+    with pytest.raises(RunError, match=r"pass 1 had .* 0 rows;"):
+        next(iter(training_rows(arguments, prepared)))
+
+
+def test_a_text_that_breaks_off_or_changes_ends_the_run(streaming: Parse) -> None:
+    arguments = streaming("--shuffle_buffer", "5")
+    prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
+    stories = [f"Story {number} goes on and on and on." for number in range(100)]
+
+    def broken() -> Iterator[str]:
+        yield from stories
+        raise UserError("could not reach the Hub")
+
+    rows = training_rows(arguments, replace(prepared, stream=Split({}, broken)))
+    with pytest.raises(RunError, match="could not reach the Hub; then the same command with"):
+        taken(iter(rows), 1000)
+
+    def shorter() -> Iterator[str]:
+        yield from stories
+        stories.pop()
+
+    rows = training_rows(arguments, replace(prepared, stream=Split({}, shorter)))
+    with pytest.raises(RunError, match=r"pass 2 had 99 stories.*, the first 100 stories"):
+        taken(iter(rows), 1000)
+
+
+def test_evaluation_looks_up_no_story_in_a_stream(streaming: Parse, tmp_path: Path) -> None:
+    data = streaming().data
+    assert read_validation(data).in_training is None
+    assert read_validation(replace(data, streaming=False)).in_training is not None
+    flags = ("--model", str(tmp_path), "--dataset", "toy", "--streaming")
+    assert parse_evaluation_arguments([*flags, "--suite", "loss,cloze"]).data.streaming
+    with pytest.raises(UserError, match="index of all training text, which was streamed"):
+        parse_evaluation_arguments([*flags, "--suite", "memorization"])
+    also = ("--streaming", "false", "--suite", "stories,memorization")
+    assert not parse_evaluation_arguments([*flags[:-1], *also]).data.streaming

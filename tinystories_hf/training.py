@@ -345,6 +345,9 @@ def describe_run(
         for reason in start.passed_over:
             print(f"passed over {reason}")
         print(f"run         {run_dir}" + (f", resumed from {path}" if path else ""), flush=True)
+        if start.checkpoint and arguments.data.streaming:
+            tokens = start.checkpoint.seal.step * trainer.tokens_per_step
+            print(f"reads again {tokens:,} tokens, before the first step", flush=True)
         changed = other_versions(start.checkpoint) if start.checkpoint else None
         if changed:
             print(
