@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
 from tinystories_hf.evaluation.reading import read_validation
 from tinystories_hf.stopping import StopRequest
 from tinystories_hf.streaming import StreamedRows, shuffled
-from tinystories_hf.training import check_enough_rows, training_rows
+from tinystories_hf.training import check_enough_rows, streamed_rows
 
 Parse = Callable[..., Arguments]
 AUTO = ("--resume_from_checkpoint", "auto")
@@ -47,10 +48,15 @@ def streaming(tiny_arguments: Parse, tokenizer: str) -> Parse:
     return parse
 
 
-def stream_of(arguments: Arguments) -> StreamedRows:
+def stream_of(
+    arguments: Arguments, read: Callable[[], Iterator[str]] | None = None
+) -> StreamedRows:
+    """Return the rows of the corpus, or of other stories."""
     prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
-    rows = training_rows(arguments, prepared)
-    assert isinstance(rows, StreamedRows)
+    if read is not None:
+        prepared = replace(prepared, stream=Split({}, read))
+    rows = streamed_rows(arguments, prepared)
+    assert rows is not None
     return rows
 
 
@@ -208,29 +214,26 @@ def test_a_text_without_a_row_is_an_error_and_not_an_endless_loop(
     with pytest.raises(UserError, match="tokens for train, fewer than one row"):
         check_enough_rows(arguments, prepared, plan_batch(arguments.training, 1))
     with pytest.raises(RunError, match=r"pass 1 had .* 0 rows;"):
-        next(iter(training_rows(arguments, prepared)))
+        next(iter(stream_of(arguments, lambda: iter(stories))))
 
 
 def test_a_text_that_breaks_off_or_changes_ends_the_run(streaming: Parse) -> None:
-    arguments = streaming("--shuffle_buffer", "5")
-    prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
+    arguments = streaming("--shuffle_buffer", "5", "--data_seed", "-1")
     stories = [f"Story {number} goes on and on and on." for number in range(100)]
 
     def broken() -> Iterator[str]:
         yield from stories
         raise UserError("could not reach the Hub")
 
-    rows = training_rows(arguments, replace(prepared, stream=Split({}, broken)))
-    with pytest.raises(RunError, match="could not reach the Hub; then the same command with"):
-        taken(iter(rows), 1000)
+    with pytest.raises(RunError, match="the Hub; once they can be read, the same command with"):
+        taken(iter(stream_of(arguments, broken)), 1000)
 
     def shorter() -> Iterator[str]:
         yield from stories
         stories.pop()
 
-    rows = training_rows(arguments, replace(prepared, stream=Split({}, shorter)))
     with pytest.raises(RunError, match=r"pass 2 had 99 stories.*, the first 100 stories"):
-        taken(iter(rows), 1000)
+        taken(iter(stream_of(arguments, shorter)), 1000)
 
 
 def test_evaluation_looks_up_no_story_in_a_stream(streaming: Parse, tmp_path: Path) -> None:
@@ -243,3 +246,27 @@ def test_evaluation_looks_up_no_story_in_a_stream(streaming: Parse, tmp_path: Pa
         parse_evaluation_arguments([*flags, "--suite", "memorization"])
     also = ("--streaming", "false", "--suite", "stories,memorization")
     assert not parse_evaluation_arguments([*flags[:-1], *also]).data.streaming
+
+
+def test_a_line_that_cannot_be_read_fails_the_run_and_leaves_its_checkpoints(
+    tiny_config: Path,
+    tokenizer: str,
+    tmp_path: Path,
+    run_script: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    lines = [json.dumps({"text": f"Story {number} went on. " * 5}) for number in range(900)]
+    (tmp_path / "other.jsonl").write_text("\n".join(lines[:10]))
+    (tmp_path / "train.jsonl").write_text("\n".join([*lines[:600], "not json", *lines[600:]]))
+    done = run_script(
+        "train.py",
+        *("--config", str(tiny_config), "--dataset", str(tmp_path / "train.jsonl")),
+        *("--validation_file", str(tmp_path / "other.jsonl"), "--tokenizer", tokenizer),
+        *("--streaming", "--shuffle_buffer", "10", "--max_steps", "1000", "--save_steps", "20"),
+    )
+    assert done.returncode == 1, done.stderr
+    assert "error: training stories: " in done.stderr
+    assert "train.jsonl, line 601 is not JSON" in done.stderr
+    assert "Traceback" not in done.stderr
+    run = tmp_path / "work" / "run"
+    assert (run / "checkpoint-20" / "model.safetensors").exists()
+    assert json.loads((run / "run.json").read_text())["sessions"][0]["status"] == "failed"

@@ -76,7 +76,7 @@ class StreamedRows(IterableDataset[Row]):
         self.split = split
         self.data = data
         self.tokenizer = tokenizer
-        self.seed = seed
+        self.seed = seed % 2**64  # it may be negative, as the Trainer's may
         self.passes: list[Pass] = []
 
     def __iter__(self) -> Iterator[Row]:
@@ -93,7 +93,9 @@ class StreamedRows(IterableDataset[Row]):
             try:
                 yield from shuffled(rows, self.data.shuffle_buffer, generator)
             except UserError as error:
-                raise RunError(f"training stories: {error}; then {HOW_TO_GO_ON}") from error
+                raise RunError(
+                    f"training stories: {error}; once they can be read, {HOW_TO_GO_ON}"
+                ) from error
             if not seen.rows or seen != (self.passes or [seen])[0]:
                 before = f", the first {self.passes[0]}" if self.passes else ""
                 raise RunError(

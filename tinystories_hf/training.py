@@ -246,10 +246,10 @@ def build_trainer_arguments(training: TrainingArguments, plan: BatchPlan) -> Tra
     return built
 
 
-def training_rows(arguments: Arguments, prepared: PreparedData) -> PackedRows | StreamedRows:
-    """Return the rows that lie prepared, or those that are streamed."""
+def streamed_rows(arguments: Arguments, prepared: PreparedData) -> StreamedRows | None:
+    """Return the training rows that are streamed, None where they lie prepared."""
     if prepared.stream is None:
-        return PackedRows(prepared.rows("train"))
+        return None
     training = arguments.training
     seed = training.seed if training.data_seed is None else training.data_seed
     return StreamedRows(prepared.stream, arguments.data, prepared.tokenizer, seed)
@@ -260,14 +260,14 @@ def check_enough_rows(arguments: Arguments, prepared: PreparedData, plan: BatchP
 
     Of a stream, which begins anew after its last row, one row is enough; one process looks.
     """
-    rows = training_rows(arguments, prepared)
-    if isinstance(rows, StreamedRows):
+    streamed = streamed_rows(arguments, prepared)
+    if streamed is not None:
         if os.environ.get("RANK", "0") == "0":
-            rows.require_a_row()
-    elif len(rows) < plan.global_batch_size:
+            streamed.require_a_row()
+    elif len(prepared.rows("train")) < plan.global_batch_size:
         raise UserError(
-            f"global_batch_size {plan.global_batch_size} is more than the {len(rows)}"
-            " training rows; lower it or give more text"
+            f"global_batch_size {plan.global_batch_size} is more than the"
+            f" {len(prepared.rows('train'))} training rows; lower it or give more text"
         )
 
 
@@ -281,6 +281,7 @@ def build_trainer(
 ) -> StoryTrainer:
     """Put model, rows and callbacks together."""
     training = arguments.training
+    rows = streamed_rows(arguments, prepared) or PackedRows(prepared.rows("train"))
     validation = prepared.validation
     if training.max_eval_rows is not None:
         validation = validation.select(range(min(training.max_eval_rows, len(validation))))
@@ -303,7 +304,7 @@ def build_trainer(
         samples=StorySamples(prepared.tokenizer, training.sample_prompts, training.seed),
         model=model,
         args=trainer_arguments,
-        train_dataset=training_rows(arguments, prepared),
+        train_dataset=rows,
         eval_dataset=PackedRows(validation),
         data_collator=collate_rows,
         processing_class=prepared.tokenizer,
