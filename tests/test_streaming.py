@@ -24,6 +24,7 @@ from tinystories_hf.data import SplitManifest, StreamedSplit, describe, load_pre
 from tinystories_hf.errors import RunError, Stopped, UserError
 from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
 from tinystories_hf.evaluation.reading import read_validation
+from tinystories_hf.run_directory import where_to_start
 from tinystories_hf.stopping import StopRequest
 from tinystories_hf.streaming import StreamedRows, shuffled
 from tinystories_hf.training import check_enough_rows, streamed_rows
@@ -251,6 +252,7 @@ def test_evaluation_looks_up_no_story_in_a_stream(streaming: Parse, tmp_path: Pa
 def test_a_line_that_cannot_be_read_fails_the_run_and_leaves_its_checkpoints(
     tiny_config: Path,
     tokenizer: str,
+    streaming: Parse,
     tmp_path: Path,
     run_script: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
@@ -268,5 +270,5 @@ def test_a_line_that_cannot_be_read_fails_the_run_and_leaves_its_checkpoints(
     assert "train.jsonl, line 601 is not JSON" in done.stderr
     assert "Traceback" not in done.stderr
     run = tmp_path / "work" / "run"
-    assert (run / "checkpoint-20" / "model.safetensors").exists()
+    assert where_to_start(streaming("--output_dir", str(run), *AUTO).training).checkpoint
     assert json.loads((run / "run.json").read_text())["sessions"][0]["status"] == "failed"
