@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import train_tiny
+from tests.conftest import ROOT, train_tiny
 from tests.test_resuming import DROPOUT, AskToStop, continued, train_here, untimed
 from tests.test_training import losses, train_and_log
 from tinystories_hf.arguments import Arguments
@@ -272,3 +272,27 @@ def test_a_line_that_cannot_be_read_fails_the_run_and_leaves_its_checkpoints(
     run = tmp_path / "work" / "run"
     assert where_to_start(streaming("--output_dir", str(run), *AUTO).training).checkpoint
     assert json.loads((run / "run.json").read_text())["sessions"][0]["status"] == "failed"
+
+
+STOPPED_BEFORE_ITS_FIRST_STEP = """
+import sys
+from tests.test_resuming import AskToStop, train_here
+from tinystories_hf.arguments import parse_arguments
+from tinystories_hf.stopping import StopRequest
+stop = StopRequest()
+train_here(parse_arguments(sys.argv[1:]), stop, AskToStop(stop, "on_train_begin", 0))
+"""
+
+
+def test_a_signal_does_not_wait_for_what_is_read_again(
+    tiny_config: Path, tokenizer: str, run_code: Callable[..., tuple[int, str, str]]
+) -> None:
+    flags = ("--config", str(tiny_config), "--tokenizer", tokenizer)
+    found = [
+        run_code(STOPPED_BEFORE_ITS_FIRST_STEP, *flags, *also, PYTHONPATH=str(ROOT))
+        for also in (("--streaming",), ())
+    ]
+    assert found[0][0] == 75, found[0][2]
+    assert "stopped: by SIGTERM; the same command" in found[0][2]
+    assert "step  1/20" not in found[0][1]
+    assert "step  1/20" in found[1][1], "rows that lie prepared are there at once"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -113,3 +115,33 @@ def test_a_hub_that_goes_away_in_a_pass_ends_the_run_and_not_the_pass(
     large.faults = [Fault(kind, status=503) for kind in ("file", "lfs-file") for _ in range(50)]
     with pytest.raises(UserError, match=r"could not reach .* for the dataset some/stories"):
         list(stories)
+
+
+def test_a_run_on_a_streamed_split_keeps_nothing_of_it(
+    hub: LoopbackHub,
+    tiny_config: Path,
+    trained_run: Path,
+    tmp_path: Path,
+    run_script: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    texts = [f"{story} It was a good day, and they all went home." for story in LONG[:100]]
+    hub.repositories["datasets", "some/stories"] = Repository(
+        {
+            "data/train-00000-of-00001.parquet": parquet(texts),
+            "data/validation-00000-of-00001.parquet": parquet(texts[:10]),
+        }
+    )
+    flags = ("--config", str(tiny_config), "--dataset", "some/stories", "--streaming")
+    made = ("--tokenizer", str(trained_run), "--max_steps", "3")
+    done = run_script("train.py", *flags, *made, HF_ENDPOINT=hub.url)
+    assert done.returncode == 0, done.stderr
+    assert "rows        streamed from some/stories" in done.stdout
+    kept = {path.name for path in (tmp_path / "home").rglob("*") if path.is_file()}
+    assert {name for name in kept if name.endswith((".arrow", ".parquet"))} == {
+        "validation.arrow",
+        "validation_stories.parquet",
+    }
+    card = (tmp_path / "work" / "run" / "README.md").read_text()
+    commit = hub.repositories["datasets", "some/stories"].commit
+    assert f"revision `{commit}`" in card
+    assert "| train | streamed, not counted |" in card

@@ -192,7 +192,7 @@ def _hub_split(data: DataArguments, commit: str, split: str) -> Split:
                 f"dataset: cannot read split {split} of {data.dataset}: {error} Name others with"
                 " train_split and validation_split; validation_split null holds stories out"
             ) from error
-        except (OSError, ConnectionError) as error:
+        except Exception as error:  # whatever a client throws when the network fails
             raise explain(error, data.dataset, "dataset", commit) from error
         require_column(data.dataset, data.text_column, names)
         table = rows.select_columns([data.text_column]).with_format("arrow")
