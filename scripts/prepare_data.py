@@ -5,7 +5,8 @@
     python scripts/prepare_data.py --train_file TinyStoriesV2-GPT4-train.txt
 
 It takes the settings of scripts/train.py; those of the model (but for vocab_size) and of training
-do not matter here. Prints where the rows are and every count.
+do not matter here. Prints where the rows are and every count. With --streaming it prepares
+validation alone: training becomes rows while a run reads it.
 """
 
 from tinystories_hf.arguments import parse_arguments

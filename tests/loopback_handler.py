@@ -113,6 +113,7 @@ def handler_of(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             if self.command != "HEAD":
+                hub.bytes_served += len(data)
                 self.wfile.write(data)
 
         def account(self) -> Account | None:

@@ -44,6 +44,7 @@ class LoopbackHub:
     def __post_init__(self) -> None:
         self.large_files: dict[str, bytes] = {}
         self.uploads: list[str] = []
+        self.bytes_served = 0
         self.lock = threading.Lock()
         self.server: ThreadingHTTPServer | None = None
         self._counts: Counter[int] = Counter()

@@ -56,14 +56,16 @@ def test_rows_are_the_stream_of_all_stories_with_an_eos_each(
     prepared = prepare_with(tiny_arguments, "--dataset", str(tmp_path), "--vocab_size", "280")
     expected = naive_stream(prepared, stories)
     assert token_stream(prepared, "train").tolist() == expected
-    rows = np.array(prepared.train["input_ids"])
+    rows = np.array(prepared.rows("train")["input_ids"])
     assert rows.shape == (len(expected) // 64, 64)
     assert rows.flatten().tolist() == expected[: rows.size]
-    counts = prepared.manifest.train
+    counts = prepared.manifest.split("train")
     assert counts.tokens_in == len(expected) == counts.tokens_out + counts.tokens_dropped
     assert counts.bytes == sum(len(story.encode()) for story in stories)
     assert counts.stories_kept == 200
-    assert prepared.train.features["input_ids"] == datasets.List(datasets.Value("uint16"), 64)
+    assert prepared.rows("train").features["input_ids"] == datasets.List(
+        datasets.Value("uint16"), 64
+    )
 
 
 def test_rows_do_not_depend_on_batches_or_threads(
@@ -90,7 +92,7 @@ def test_a_second_run_is_served_from_the_cache(
     second = prepare_with(tiny_arguments)
     assert second.path == first.path
     assert second.manifest == first.manifest
-    assert second.train["input_ids"] == first.train["input_ids"]
+    assert second.rows("train")["input_ids"] == first.rows("train")["input_ids"]
 
 
 def test_all_that_changes_the_rows_changes_the_fingerprint(
@@ -197,7 +199,7 @@ def test_a_dataset_of_any_name_has_a_prepared_folder(tiny_arguments: Parse, tmp_
     path = tmp_path / ("é" * 120 + ".jsonl")
     path.write_text('{"text": "A cat sat on a mat in the sun."}\n' * 200)
     flags = ("--dataset", str(path), "--validation_file", str(path), "--vocab_size", "265")
-    assert prepare_with(tiny_arguments, *flags).manifest.train.stories_kept == 200
+    assert prepare_with(tiny_arguments, *flags).manifest.split("train").stories_kept == 200
 
 
 @pytest.mark.parametrize("place", ["/dev/null/here", "x" * 300, "~no-such-user/here"])
@@ -227,7 +229,7 @@ def real_text(shared: Path) -> tuple[str, ...]:
 
 def test_the_real_sample_is_conserved_token_by_token(tiny_arguments: Parse, shared: Path) -> None:
     prepared = prepare_with(tiny_arguments, *real_text(shared))
-    train, validation = prepared.manifest.train, prepared.manifest.validation
+    train, validation = prepared.manifest.split("train"), prepared.manifest.validation
     # 2,712,592 and 82,100 tokens without the separators, one of which follows each story.
     assert (train.stories_read, train.tokens_in) == (13_321, 2_712_592 + 13_321)
     assert (validation.stories_read, validation.tokens_in) == (415, 82_100 + 415)

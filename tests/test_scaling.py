@@ -279,4 +279,4 @@ def test_accelerate_takes_the_commands_of_the_page() -> None:
         if asked.num_machines > 1:
             assert (asked.main_process_ip, int(asked.main_process_port)) == ("10.0.0.1", 29_500)
     one, eight, two, shares = (1, 1, False), (8, 1, False), (16, 2, False), (8, 1, True)
-    assert found == [one, eight, two, two, two, shares, (16, 2, True)]
+    assert found == [one, one, eight, two, two, two, shares, (16, 2, True)]

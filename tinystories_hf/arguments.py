@@ -75,15 +75,8 @@ class ModelArguments:
             )
         _positive(
             self,
-            "hidden_size",
-            "num_layers",
-            "num_heads",
-            "vocab_size",
-            "max_position_embeddings",
-            "intermediate_size",
-            "window_size",
-            "layer_norm_epsilon",
-            "initializer_range",
+            *("hidden_size", "num_layers", "num_heads", "vocab_size", "max_position_embeddings"),
+            *("intermediate_size", "window_size", "layer_norm_epsilon", "initializer_range"),
         )
         _in_unit_interval(self, "attention_dropout", "embed_dropout", "resid_dropout")
         if self.hidden_size % self.num_heads:
@@ -157,12 +150,17 @@ class DataArguments:
     drop_validation_overlap: bool = option(
         "leave validation stories out that also stand in training", False
     )
+    streaming: bool = option(
+        "read and tokenize the training stories while training, for a corpus larger than the disk",
+        False,
+    )
+    shuffle_buffer: int = option("rows among which the next is drawn; streaming only", 10_000)
     prepared_dir: str | None = option(
         "where prepared rows are cached; null is $HF_HOME/tinystories_hf", None
     )
 
     def __post_init__(self) -> None:
-        _positive(self, "toy_stories")
+        _positive(self, "toy_stories", "shuffle_buffer")
         if self.context_length < 2:
             raise UserError(f"context_length must be at least 2, got {self.context_length}")
         if not 0 < self.validation_share < 1:
@@ -233,17 +231,9 @@ class TrainingArguments:
     def __post_init__(self) -> None:
         _positive(
             self,
-            "global_batch_size",
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "learning_rate",
-            "num_train_epochs",
-            "adam_epsilon",
-            "logging_steps",
-            "eval_steps",
-            "save_steps",
-            "save_total_limit",
-            "max_eval_rows",
+            *("global_batch_size", "per_device_train_batch_size", "per_device_eval_batch_size"),
+            *("learning_rate", "num_train_epochs", "adam_epsilon", "logging_steps", "eval_steps"),
+            *("save_steps", "save_total_limit", "max_eval_rows"),
         )
         _not_negative(self, "warmup_steps", "weight_decay", "max_grad_norm", "seed")
         _not_negative(self, "dataloader_num_workers")
@@ -379,7 +369,24 @@ def build_arguments(settings: Mapping[str, Setting]) -> Arguments:
             f" {model.max_position_embeddings}; shorten the rows or give the model more positions"
         )
     training = build(TrainingArguments, settings)
+    _check_streaming(data, training)
     return Arguments(model, data, training, build(HubArguments, settings))
+
+
+def _check_streaming(data: DataArguments, training: TrainingArguments) -> None:
+    reads_all = data.drop_duplicates or data.drop_validation_overlap
+    refused = {
+        "a stream has no end; say how long to train with max_steps": training.max_steps < 1,
+        "tokenizer `train` reads every story first; give one that is made": data.tokenizer
+        == "train",
+        "drop_duplicates and drop_validation_overlap remember every story; leave them"
+        " out": reads_all,
+        "each of dataloader_num_workers would read every story; set it to"
+        " 0": training.dataloader_num_workers > 0,
+    }
+    for reason, applies in refused.items():
+        if data.streaming and applies:
+            raise UserError(f"streaming: {reason}")
 
 
 def _short(path: Path) -> str:

@@ -15,13 +15,16 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tinystories_hf.arguments import DataArguments
 from tinystories_hf.errors import UserError, readable
 from tinystories_hf.files import file_sha256
 from tinystories_hf.parsing import brief, local_path
 from tinystories_hf.tokenizer import END_OF_TEXT
+
+if TYPE_CHECKING:
+    from tinystories_hf.download import HubFile
 
 TOY = "toy"
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -157,9 +160,11 @@ def _hub(data: DataArguments) -> tuple[Split, Split | None]:
 
 def _hub_file(data: DataArguments, commit: str, name: str) -> Split:
     def read() -> Iterator[str]:
-        from tinystories_hf.download import download_files, resolve_commit
+        from tinystories_hf.download import HubFile, download_files, resolve_commit
 
         resolve_commit(data.dataset, "dataset", commit)
+        if data.streaming:
+            return _read_file(HubFile(data.dataset, commit, name), data.text_column)
         path = download_files(data.dataset, "dataset", commit, [name]) / name
         if not path.is_file():
             raise UserError(f"dataset: {data.dataset} has no file {name} at {commit}")
@@ -178,18 +183,28 @@ def _hub_split(data: DataArguments, commit: str, split: str) -> Split:
 
         resolve_commit(data.dataset, "dataset", commit)
         try:
-            rows = datasets.load_dataset(data.dataset, split=split, revision=commit)
+            rows = datasets.load_dataset(
+                data.dataset, split=split, revision=commit, streaming=data.streaming
+            )
+            names = rows.column_names or list(next(iter(rows), {}))  # a stream may have to look
         except (ValueError, datasets.exceptions.DatasetsError) as error:
             raise UserError(
                 f"dataset: cannot read split {split} of {data.dataset}: {error} Name others with"
                 " train_split and validation_split; validation_split null holds stories out"
             ) from error
-        except (OSError, ConnectionError) as error:
+        except Exception as error:  # whatever a client throws when the network fails
             raise explain(error, data.dataset, "dataset", commit) from error
-        require_column(data.dataset, data.text_column, rows.column_names)
+        require_column(data.dataset, data.text_column, names)
         table = rows.select_columns([data.text_column]).with_format("arrow")
-        columns = (block[data.text_column].to_pylist() for block in table.iter(1000))
-        return stories_of_records(data.dataset, itertools.chain.from_iterable(columns))
+
+        def records() -> Iterator[str | None]:
+            try:
+                for block in table.iter(1000):
+                    yield from block[data.text_column].to_pylist()
+            except Exception as error:
+                raise explain(error, data.dataset, "dataset", commit) from error
+
+        return stories_of_records(data.dataset, records())
 
     identity = {"hub": data.dataset, "commit": commit, "split": split, "column": data.text_column}
     return Split(identity, read)
@@ -240,7 +255,7 @@ def hold_out(split: Split, share: float, seed: int) -> Corpus:
     return Corpus(part("train", False), part("validation", True))
 
 
-def _read_file(path: Path, text_column: str) -> Iterator[str]:
+def _read_file(path: Path | HubFile, text_column: str) -> Iterator[str]:
     with readable("dataset", path):
         if path.suffix == ".txt":
             yield from read_text(path)
@@ -249,7 +264,7 @@ def _read_file(path: Path, text_column: str) -> Iterator[str]:
             yield from stories_of_records(str(path), records(path, text_column))
 
 
-def read_text(path: Path) -> Iterator[str]:
+def read_text(path: Path | HubFile) -> Iterator[str]:
     r"""Yield the stories of a text file, separated by `<|endoftext|>` on its own line or inline.
 
     The newlines next to a separator belong to the layout, not to the story; what follows the last
@@ -284,7 +299,7 @@ def read_text(path: Path) -> Iterator[str]:
         yield rest.strip("\n")
 
 
-def _first_bad_byte(path: Path) -> int:
+def _first_bad_byte(path: Path | HubFile) -> int:
     """Return the offset of the first byte that is not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     read = 0
@@ -299,7 +314,7 @@ def _first_bad_byte(path: Path) -> int:
     return read - len(decoder.getstate()[0])
 
 
-def read_jsonl(path: Path, text_column: str) -> Iterator[str]:
+def read_jsonl(path: Path | HubFile, text_column: str) -> Iterator[str]:
     """Yield the text of each JSON line; blank lines are skipped.
 
     Raises:
@@ -324,7 +339,7 @@ def read_jsonl(path: Path, text_column: str) -> Iterator[str]:
             yield require_text(where, record[text_column])
 
 
-def read_parquet(path: Path, text_column: str) -> Iterator[str | None]:
+def read_parquet(path: Path | HubFile, text_column: str) -> Iterator[str | None]:
     """Yield the text of each row of a Parquet file.
 
     Raises:
@@ -335,7 +350,8 @@ def read_parquet(path: Path, text_column: str) -> Iterator[str | None]:
 
     rows = 0
     try:
-        with parquet.ParquetFile(path) as table:
+        source = path if isinstance(path, Path) else path.open("rb")
+        with parquet.ParquetFile(source) as table:
             require_column(str(path), text_column, table.schema_arrow.names)
             for batch in table.iter_batches(batch_size=1000, columns=[text_column]):
                 yield from batch.column(text_column).to_pylist()

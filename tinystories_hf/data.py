@@ -3,7 +3,8 @@
 The prepared folder holds `train.arrow` and `validation.arrow` (open them with
 `datasets.Dataset.from_file`), the validation stories as text, the tokenizer, and `manifest.json`
 with every count. It is cached under a fingerprint of all that decides its content, appears by one
-rename, and is the only input of a run, to its last loss.
+rename, and is the only input of a run, to its last loss. With `streaming` it holds validation alone
+(and none of its stories is looked up in training): see `streaming.py`.
 """
 
 from __future__ import annotations
@@ -74,6 +75,13 @@ class SplitManifest:
 
 
 @dataclass(frozen=True)
+class StreamedSplit:
+    """A split that is read while training: what decides its stories, and no count."""
+
+    source: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a prepared folder holds and how it came to be."""
 
@@ -84,30 +92,57 @@ class Manifest:
     cleaning: list[str]
     versions: dict[str, str]
     seconds: float
-    train: SplitManifest
+    train: SplitManifest | StreamedSplit
     validation: SplitManifest
 
     def split(self, name: str) -> SplitManifest:
-        """Return the counts of `train` or `validation`."""
-        return self.train if name == "train" else self.validation
+        """Return the counts of `train` or `validation`.
+
+        Raises:
+            UserError: the split is streamed, so that nobody has counted it.
+        """
+        split = self.train if name == "train" else self.validation
+        if isinstance(split, StreamedSplit):
+            raise UserError(f"streaming: the {name} split was not prepared; set streaming to false")
+        return split
+
+    @property
+    def prepared(self) -> list[str]:
+        """Return the names of the splits that lie here as rows."""
+        return [name for name in SPLITS if isinstance(getattr(self, name), SplitManifest)]
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Rows ready for training, with the tokenizer that made them."""
+    """Rows ready for training, with the tokenizer that made them.
+
+    Where training is streamed, `train` is None and `stream` is what it is read from.
+    """
 
     path: Path
     manifest: Manifest
     tokenizer: PreTrainedTokenizerFast
-    train: datasets.Dataset
+    train: datasets.Dataset | None
     validation: datasets.Dataset
+    stream: Split | None = None
+
+    def rows(self, split: str) -> datasets.Dataset:
+        """Return the rows of `train` or `validation`.
+
+        Raises:
+            UserError: the split is streamed.
+        """
+        self.manifest.split(split)
+        rows: datasets.Dataset = getattr(self, split)
+        return rows
 
 
 def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> PreparedData:
     """Return the rows of a corpus, made now or served from the cache.
 
     Each row is `input_ids`, exactly `context_length` token ids, cut from the one stream of all
-    stories with an EOS after each; ids take two bytes where the vocabulary allows it.
+    stories with an EOS after each; ids take two bytes where the vocabulary allows it. With
+    `streaming` the rows of validation alone are made.
 
     Raises:
         UserError: the corpus or tokenizer cannot be used, or a split is shorter than one row.
@@ -125,14 +160,16 @@ def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> Pre
     with readable("prepared_dir", folder):
         made = folder.exists()
     if not made:
-        check_space(folder, found)
+        if not data.streaming:
+            check_space(folder, found)
         with telling_a_full_disk(folder, "preparing"), appearing(folder, "preparing") as work:
             if work is not None:
                 if tokenizer is None:
                     stories = stories_with_progress(found.train, "training the tokenizer", quiet)
                     tokenizer = tokenizing.train_tokenizer(stories, vocab_size, data.context_length)
                 _write(work, data, found, tokenizer, fingerprint, quiet)
-    return load_prepared(folder, tokenizer)
+    prepared = load_prepared(folder, tokenizer)
+    return replace(prepared, stream=found.train) if data.streaming else prepared
 
 
 def check_space(folder: Path, found: Corpus) -> None:
@@ -170,30 +207,37 @@ def load_prepared(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None
 
     try:
         content = json.loads((folder / "manifest.json").read_text())
-        train, validation = (SplitManifest(**content.pop(name)) for name in SPLITS)
+        train, validation = (_read_split(content.pop(name)) for name in SPLITS)
         manifest = Manifest(**content, train=train, validation=validation)
-        sizes = {name: _arrow(folder, name).stat().st_size for name in SPLITS}
+        sizes = {name: _arrow(folder, name).stat().st_size for name in manifest.prepared}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is not a prepared folder ({error}); remove it") from None
-    for name in SPLITS:
+    for name in manifest.prepared:
         if sizes[name] != manifest.split(name).file_bytes:
             raise UserError(f"{_arrow(folder, name)} is damaged; remove {folder} to prepare again")
+    rows = {name: datasets.Dataset.from_file(str(_arrow(folder, name))) for name in sizes}
     return PreparedData(
         folder,
         manifest,
         tokenizer or AutoTokenizer.from_pretrained(folder / "tokenizer"),
-        datasets.Dataset.from_file(str(_arrow(folder, "train"))),
-        datasets.Dataset.from_file(str(_arrow(folder, "validation"))),
+        rows.get("train"),
+        rows["validation"],
     )
+
+
+def _read_split(content: dict[str, Any]) -> Any:
+    return StreamedSplit(**content) if content.keys() == {"source"} else SplitManifest(**content)
 
 
 def describe(prepared: PreparedData) -> str:
     """Return a table of the counts of a prepared folder, for people."""
     manifest = prepared.manifest
-    parts = [asdict(manifest.split(name)) for name in SPLITS]
+    parts = [asdict(manifest.split(name)) for name in manifest.prepared]
     keys = [key for key, value in parts[0].items() if isinstance(value, int)]
-    lines = [f"{'':20}{'train':>16}{'validation':>16}"]
-    lines += [f"{key:20}{parts[0][key]:>16,}{parts[1][key]:>16,}" for key in keys]
+    lines = [f"{'':20}" + "".join(f"{name:>16}" for name in manifest.prepared)]
+    lines += [f"{key:20}" + "".join(f"{part[key]:>16,}" for part in parts) for key in keys]
+    if isinstance(manifest.train, StreamedSplit):
+        lines.append("train is streamed: its stories become rows while a run trains on them")
     tokens = sum(part["tokens_in"] for part in parts)
     return "\n".join(
         [
@@ -206,7 +250,7 @@ def describe(prepared: PreparedData) -> str:
 
 def token_stream(prepared: PreparedData, split: str) -> np.ndarray[Any, Any]:
     """Return all tokens of a split in order, the tail included; shape (tokens,)."""
-    rows = getattr(prepared, split).with_format("arrow")[:]["input_ids"].combine_chunks()
+    rows = prepared.rows(split).with_format("arrow")[:]["input_ids"].combine_chunks()
     tail = np.array(prepared.manifest.split(split).tail, dtype=prepared.manifest.dtype)
     return np.concatenate([rows.flatten().to_numpy(zero_copy_only=False), tail])
 
@@ -236,6 +280,7 @@ def _fingerprint(
         "tokenizer": f"{tokenizing.TRAIN} {vocab_size}"
         if tokenizer is None
         else tokenizing.content_sha256(tokenizer),
+        "streaming": data.streaming,
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     # The name is for people: a file system takes 255 bytes, four of which may be one character.
@@ -253,19 +298,22 @@ def _write(
     """Fill a prepared folder."""
     start = time.perf_counter()
     train_counts, validation_counts = CleaningCounts(), CleaningCounts()
-    once = replace(data, drop_duplicates=False, drop_validation_overlap=False)
-    validation_read = cleaning.clean(found.validation.read(), once, CleaningCounts())
-    in_training = dict.fromkeys(map(story_digest, validation_read), False)
+    in_training: dict[bytes, bool] = {}
     texts: list[str] = []
 
     def look_up(batch: list[str]) -> None:
         in_training.update(dict.fromkeys(in_training.keys() & set(map(story_digest, batch)), True))
 
     write = partial(_write_split, work, data, tokenizer, quiet)
-    train = write("train", found.train, train_counts, look_up)
+    train: SplitManifest | StreamedSplit = StreamedSplit(found.train.identity)
+    if not data.streaming:
+        once = replace(data, drop_duplicates=False, drop_validation_overlap=False)
+        validation_read = cleaning.clean(found.validation.read(), once, CleaningCounts())
+        in_training = dict.fromkeys(map(story_digest, validation_read), False)
+        train = write("train", found.train, train_counts, look_up)
     exclude = train_counts.digests if data.drop_validation_overlap else set[bytes]()
     validation = write("validation", found.validation, validation_counts, texts.extend, exclude)
-    known = [in_training[story_digest(text)] for text in texts]
+    known = [in_training.get(story_digest(text)) for text in texts]  # None: nobody has looked
     parquet.write_table(pa.table({"text": texts, "in_training": known}), work / STORIES)
     tokenizer.save_pretrained(work / "tokenizer")
     manifest = Manifest(

@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Any, Literal
 
 import huggingface_hub
 from huggingface_hub import constants, errors
@@ -20,6 +24,7 @@ FLAGS: dict[Kind, str] = {
     "model": "--model FOLDER",
 }
 TIMEOUT_SECONDS = 10
+READ_BYTES = 1 << 20
 
 
 def resolve_commit(repo_id: str, kind: Kind, revision: str | None) -> str:
@@ -56,6 +61,87 @@ def download_files(repo_id: str, kind: Kind, revision: str | None, patterns: lis
     except Exception as error:
         raise explain(error, repo_id, kind, revision) from error
     return Path(snapshot)
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a dataset on the Hub, read over the network as if it lay here: `open`, `suffix`.
+
+    It is asked for in ranges of some megabytes and never lies on the disk.
+    """
+
+    repo_id: str
+    commit: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.repo_id}"
+
+    @property
+    def suffix(self) -> str:
+        """Return the ending of the name, as a path does."""
+        return Path(self.name).suffix
+
+    def open(
+        self, mode: str = "r", encoding: str | None = None, newline: str | None = None
+    ) -> IO[Any]:
+        """Open the file for reading, as `Path.open`.
+
+        Raises:
+            UserError: there is no such file, or the Hub cannot be reached; the latter also from
+                each reading after that.
+        """
+        binary = io.BufferedReader(_Ranges(self), READ_BYTES)
+        if mode == "rb":
+            return binary
+        return io.TextIOWrapper(binary, encoding=encoding, newline=newline)
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn what the network says into one sentence."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise UserError(
+                f"dataset: {self.repo_id} has no file {self.name} at {self.commit}"
+            ) from None
+        except Exception as error:
+            raise explain(error, self.repo_id, "dataset", self.commit) from error
+
+
+class _Ranges(io.RawIOBase):
+    """The bytes of a `HubFile`; the end is where the Hub said it is, or an error."""
+
+    def __init__(self, source: HubFile) -> None:
+        self._source = source
+        path = f"datasets/{source.repo_id}@{source.commit}/{source.name}"
+        with source.explained():
+            self._file = huggingface_hub.HfFileSystem().open(path, "rb")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        with self._source.explained():
+            content = self._file.read(len(buffer))
+            if not content and self._file.tell() < self._file.size:
+                raise OSError(f"the file ended after {self._file.tell():,} of its bytes")
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 def explain(error: Exception, repo_id: str, kind: Kind, revision: str | None) -> UserError:

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 EXIT_RUN_FAILED = 1
 EXIT_USER_ERROR = 2
@@ -34,7 +33,7 @@ class Stopped(BaseException):
 
 
 @contextmanager
-def readable(key: str, path: Path) -> Iterator[None]:
+def readable(key: str, path: object) -> Iterator[None]:
     """Turn what the system says of a file that a setting names, such as no permission, into one."""
     try:
         yield

@@ -24,6 +24,7 @@ from tinystories_hf.evaluation.suites import Task, measure
 from tinystories_hf.files import sync, sync_tree, telling_a_full_disk, write_json
 from tinystories_hf.generation import Story
 from tinystories_hf.modeling import whole_model
+from tinystories_hf.streaming import StreamedRows
 from tinystories_hf.trainer import StoryTrainer
 
 LOSS_PLOT = "loss.png"
@@ -111,9 +112,11 @@ def training_results(trainer: StoryTrainer) -> dict[str, float]:
     Of a session that was killed, what came after its last checkpoint is not counted.
     """
     steps = trainer.state.global_step
+    # For the Trainer a stream is one epoch, however long it is.
+    streamed = isinstance(trainer.train_dataset, StreamedRows)
     return {
         "steps": steps,
-        "epochs": trainer.state.epoch,
+        **({} if streamed else {"epochs": trainer.state.epoch}),
         "tokens_seen": steps * trainer.tokens_per_step,
         "training_seconds": trainer.trained_seconds,
     }

@@ -100,7 +100,7 @@ def start_record(
             session_before.status = "killed"
     dataset = asdict(manifest)
     for split in ("train", "validation"):
-        del dataset[split]["tail"]
+        dataset[split].pop("tail", None)
     return RunRecord(
         configuration=configuration(arguments),
         dataset={"name": portable(arguments.data.dataset), **dataset},

@@ -268,6 +268,12 @@ class StopWhenAsked(TrainerCallback):
     def __init__(self, trainer: StoryTrainer) -> None:
         self.trainer = trainer
 
+    def on_step_begin(
+        self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Have signals wait for the end of the step; a stream's own first step may come late."""
+        self.trainer.stop.deferred = True
+
     def on_step_end(
         self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:

@@ -41,6 +41,7 @@ from tinystories_hf.run_directory import (
     where_to_start,
 )
 from tinystories_hf.stopping import HOW_TO_GO_ON, StopRequest
+from tinystories_hf.streaming import StreamedRows
 from tinystories_hf.trainer import StoryTrainer, collate_rows
 from tinystories_hf.trajectory import describe_trajectory
 
@@ -62,7 +63,7 @@ def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, fl
         with trainer_arguments.main_process_first(local=True, desc="preparing rows"):
             quiet = trainer_arguments.process_index > 0
             prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=quiet)
-        check_enough_rows(prepared, plan)
+        check_enough_rows(arguments, prepared, plan)
         set_seed(arguments.training.seed)
         model = build_model(arguments.model, prepared.tokenizer, arguments.data.context_length)
         if compiles(arguments.training):
@@ -123,7 +124,8 @@ def train_steps(trainer: StoryTrainer, start: Start, context_length: int) -> Non
         return
     if checkpoint is not None:
         trainer.continue_from(checkpoint)
-    trainer.stop.deferred = True
+    # A stream is first read again, maybe for hours: until its first step there is nothing to save.
+    trainer.stop.deferred = not isinstance(trainer.train_dataset, StreamedRows)
     try:
         with telling_a_dead_reader(), telling_out_of_memory(trainer.plan, context_length):
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
@@ -169,7 +171,7 @@ def count_steps(training: TrainingArguments, plan: BatchPlan, prepared: Prepared
     """Return the optimizer steps of the whole run."""
     if training.max_steps > 0:
         return training.max_steps
-    steps_per_epoch = len(prepared.train) // plan.global_batch_size
+    steps_per_epoch = len(prepared.rows("train")) // plan.global_batch_size
     return math.ceil(training.num_train_epochs * steps_per_epoch)
 
 
@@ -247,12 +249,28 @@ def build_trainer_arguments(training: TrainingArguments, plan: BatchPlan) -> Tra
     return built
 
 
-def check_enough_rows(prepared: PreparedData, plan: BatchPlan) -> None:
-    """Raise a `UserError` unless the training rows fill one step."""
-    if len(prepared.train) < plan.global_batch_size:
+def streamed_rows(arguments: Arguments, prepared: PreparedData) -> StreamedRows | None:
+    """Return the training rows that are streamed, None where they lie prepared."""
+    if prepared.stream is None:
+        return None
+    training = arguments.training
+    seed = training.seed if training.data_seed is None else training.data_seed
+    return StreamedRows(prepared.stream, arguments.data, prepared.tokenizer, seed)
+
+
+def check_enough_rows(arguments: Arguments, prepared: PreparedData, plan: BatchPlan) -> None:
+    """Raise a `UserError` unless the training rows fill one step.
+
+    Of a stream, which begins anew after its last row, one row is enough; one process looks.
+    """
+    streamed = streamed_rows(arguments, prepared)
+    if streamed is not None:
+        if os.environ.get("RANK", "0") == "0":
+            streamed.require_a_row()
+    elif len(prepared.rows("train")) < plan.global_batch_size:
         raise UserError(
-            f"global_batch_size {plan.global_batch_size} is more than the {len(prepared.train)}"
-            " training rows; lower it or give more text"
+            f"global_batch_size {plan.global_batch_size} is more than the"
+            f" {len(prepared.rows('train'))} training rows; lower it or give more text"
         )
 
 
@@ -266,6 +284,7 @@ def build_trainer(
 ) -> StoryTrainer:
     """Put model, rows and callbacks together."""
     training = arguments.training
+    rows = streamed_rows(arguments, prepared) or PackedRows(prepared.rows("train"))
     validation = prepared.validation
     if training.max_eval_rows is not None:
         validation = validation.select(range(min(training.max_eval_rows, len(validation))))
@@ -288,10 +307,25 @@ def build_trainer(
         samples=StorySamples(prepared.tokenizer, training.sample_prompts, training.seed),
         model=model,
         args=trainer_arguments,
-        train_dataset=PackedRows(prepared.train),
+        train_dataset=rows,
         eval_dataset=PackedRows(validation),
         data_collator=collate_rows,
         processing_class=prepared.tokenizer,
+    )
+
+
+def describe_rows(arguments: Arguments, prepared: PreparedData) -> str:
+    """Return what is trained on, for people."""
+    data = arguments.data
+    if data.streaming:
+        return (
+            f"streamed from {data.dataset}, of {data.context_length} tokens, drawn among"
+            f" {data.shuffle_buffer:,}"
+        )
+    counts = prepared.manifest.split("train")
+    return (
+        f"{counts.rows:,} of {data.context_length} = {counts.tokens_out:,} tokens, from"
+        f" {prepared.path}"
     )
 
 
@@ -308,15 +342,16 @@ def describe_run(
     record = provenance.start_record(run_dir, arguments, prepared.manifest, parameters, session)
     if trainer.is_world_process_zero():
         record.write(run_dir)
-        rows, tokens = len(prepared.train), prepared.manifest.train.tokens_out
         print(f"model       {parameters}")
-        print(f"rows        {rows:,} of {prepared.manifest.context_length} = {tokens:,} tokens,"
-              f" from {prepared.path}")  # fmt: skip
+        print(f"rows        {describe_rows(arguments, prepared)}")
         print(f"batch       {trainer.plan} = {trainer.tokens_per_step:,} tokens")
         print(f"machine     {session.device}, mixed precision {session.mixed_precision}")
         for reason in start.passed_over:
             print(f"passed over {reason}")
         print(f"run         {run_dir}" + (f", resumed from {path}" if path else ""), flush=True)
+        if start.checkpoint and arguments.data.streaming:
+            tokens = start.checkpoint.seal.step * trainer.tokens_per_step
+            print(f"reads again {tokens:,} tokens, before the first step", flush=True)
         changed = other_versions(start.checkpoint) if start.checkpoint else None
         if changed:
             print(

@@ -46,6 +46,11 @@ def describe_trajectory(
     model, training = arguments.model, arguments.training
     random = any(getattr(model, name) for name in DROPOUTS)
     ends = training.lr_scheduler_type not in OPEN_ENDED
+    data = arguments.data
+    if data.streaming:
+        rows = {"streaming": True, "shuffle_buffer": data.shuffle_buffer}
+    else:
+        rows = {"training_rows": manifest.split("train").rows}
     tokenizer = {name: manifest.tokenizer[name] for name in ("vocab_sha256", "merges_sha256")}
     return {
         **{name: value for name, value in asdict(model).items() if name not in SAME_NUMBERS},
@@ -58,7 +63,7 @@ def describe_trajectory(
         "tokenizer": tokenizer,
         "cleaning": manifest.cleaning,
         "training_text": manifest.train.source,
-        "training_rows": manifest.train.rows,
+        **rows,
         "processes": plan.num_processes if random else None,
         "per_device_train_batch_size": plan.per_device_train_batch_size if random else None,
     }

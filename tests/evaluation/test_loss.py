@@ -298,6 +298,8 @@ def test_a_prepared_folder_holds_the_validation_text_when_the_corpus_is_gone(
     shutil.rmtree(folder)
     found = prepared_validation(prepared)
     assert found.texts == expected.texts
+    assert found.in_training is not None
+    assert expected.in_training is not None
     assert found.in_training.tolist() == expected.in_training.tolist()
     assert found.in_training.sum() == (0 if "--drop_validation_overlap" in flags else 11)
     assert (found.source, found.cleaning) == (expected.source, expected.cleaning)

@@ -72,7 +72,7 @@ class Bench:
 
     def first_rows(self) -> torch.Tensor:
         """Return as many training rows as a step has, (rows, context)."""
-        rows = PackedRows(self.prepared.train)
+        rows = PackedRows(self.prepared.rows("train"))
         return collate_rows([rows[row] for row in range(self.rows)])["input_ids"]
 
     def cases(self) -> list[Case]:
@@ -200,7 +200,7 @@ def evaluation(bench: Bench) -> Numbers:
 def preparation(bench: Bench, tokens: int = 20_000_000) -> Numbers:
     """Time a text file to rows on disk, from scratch: the training stories, over and over."""
     data, context = bench.arguments.data, bench.context
-    counts = bench.prepared.manifest.train
+    counts = bench.prepared.manifest.split("train")
     with tempfile.TemporaryDirectory() as folder:
         text, told = Path(folder, "stories.txt"), 0
         with text.open("w", encoding="utf-8") as stream:
@@ -215,7 +215,7 @@ def preparation(bench: Bench, tokens: int = 20_000_000) -> Numbers:
             with tempfile.TemporaryDirectory(dir=folder) as rows:
                 fresh = replace(alone, prepared_dir=rows)
                 made = prepare(fresh, bench.shape.vocab_size, quiet=True).manifest
-            return made.train.tokens_out + made.validation.tokens_out
+            return made.split("train").tokens_out + made.validation.tokens_out
 
         def stock() -> int:
             with tempfile.TemporaryDirectory(dir=folder) as rows:

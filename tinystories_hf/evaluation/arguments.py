@@ -14,6 +14,7 @@ from tinystories_hf.parsing import Setting, StrictParser, build, merge, option, 
 from tinystories_hf.provenance import FILE
 
 SUITES = ("loss", "cloze", "stories", "memorization", "judge")
+INDEXED = {"stories", "memorization"}
 # How stories become rows is a matter of training; here a model's own tokenizer reads them.
 OF_ROWS = (
     *("tokenizer", "tokenizer_revision", "tokenizer_vocab_sha256", "tokenizer_merges_sha256"),
@@ -124,7 +125,14 @@ def parse_evaluation_arguments(
         EvaluationArguments, {key: value for key, value in flags.items() if key in own}
     )
     named = {key: value for key, value in flags.items() if key not in own}
-    return EvaluationRequest(evaluation, _text(evaluation.model, named))
+    data = _text(evaluation.model, named)
+    if data.streaming and INDEXED & set(evaluation.suites):
+        raise UserError(
+            "suite: stories and memorization look up in an index of all training text, which was"
+            " streamed; measure --suite loss,cloze or have it made by --streaming false --suite"
+            " stories,memorization"
+        )
+    return EvaluationRequest(evaluation, data)
 
 
 def _text(models: Sequence[str], named: dict[str, Setting]) -> DataArguments:
@@ -163,5 +171,5 @@ def _recorded(folder: Path) -> dict[str, Any] | None:
 
 
 def _of_the_text(settings: Mapping[str, Any]) -> dict[str, Any]:
-    apart = (*OF_ROWS, "prepared_dir")
+    apart = (*OF_ROWS, "prepared_dir", "streaming", "shuffle_buffer")
     return {key: value for key, value in settings.items() if key not in apart}

@@ -76,13 +76,14 @@ class SplitLoss:
     """The loss over a whole split by both protocols, and over what is not in training.
 
     `in_training` counts the stories that stand verbatim in training; `not_in_training` is the loss
-    of the others by both protocols, None where that is all or none of them.
+    of the others by both protocols, None where that is all or none of them. Both are None where
+    training is streamed.
     """
 
     packed: TokenLoss
     by_story: TokenLoss
     stories: int
-    in_training: int
+    in_training: int | None
     not_in_training: dict[str, TokenLoss] | None
 
 
@@ -106,7 +107,9 @@ def split_loss(
         UserError: the tokenizer has no end of text.
     """
     stories = tokenize_stories(tokenizer, validation.texts)
-    fresh = ~validation.in_training
+    known = validation.in_training
+    everything = np.ones(len(validation.texts), dtype=bool)
+    fresh = everything if known is None else ~known
     whole, rest = {}, {}
     for protocol in PROTOCOLS:
         read = reading(stories, protocol, context_length)
@@ -114,7 +117,6 @@ def split_loss(
             model, read, batch_size, f"loss, {protocol}", scratch=scratch, quiet=quiet
         )
         places = positions(read)
-        everything = np.ones(len(fresh), dtype=bool)
         whole[protocol] = summarize(stories, losses, places, protocol, everything)
         if 0 < fresh.sum() < len(fresh):
             rest[protocol] = summarize(stories, losses, places, protocol, fresh)
@@ -125,7 +127,7 @@ def split_loss(
         packed=whole["packed"],
         by_story=whole["by_story"],
         stories=len(fresh),
-        in_training=int(validation.in_training.sum()),
+        in_training=None if known is None else int(known.sum()),
         not_in_training=rest or None,
     )
 

@@ -32,10 +32,13 @@ PROTOCOLS = {
 
 @dataclass(frozen=True)
 class Validation:
-    """The stories of a validation split, and which of them stand verbatim in training."""
+    """The stories of a validation split, and which of them stand verbatim in training.
+
+    `in_training` (stories,) is None where training is streamed: nobody has looked.
+    """
 
     texts: list[str]
-    in_training: np.ndarray[Any, np.dtype[np.bool_]]
+    in_training: np.ndarray[Any, np.dtype[np.bool_]] | None
     source: dict[str, Any]
     cleaning: list[str]
 
@@ -43,8 +46,8 @@ class Validation:
 def read_validation(data: DataArguments) -> Validation:
     """Read a validation split as preparation does, and look its stories up in training.
 
-    Training is read through once, its stories are not kept. White space around a story does not
-    count in the comparison.
+    Training is read through once, its stories are not kept; with `streaming` it is not read. White
+    space around a story does not count in the comparison.
 
     Raises:
         UserError: the corpus cannot be read, or it has no stories for validation.
@@ -52,8 +55,8 @@ def read_validation(data: DataArguments) -> Validation:
     corpus = open_corpus(data)
     texts = list(_clean(corpus.validation, replace(data, drop_validation_overlap=False)))
     once = replace(data, drop_validation_overlap=False, drop_duplicates=False)
-    found = stands_in(texts, _clean(corpus.train, once))
-    if data.drop_validation_overlap:
+    found = None if data.streaming else stands_in(texts, _clean(corpus.train, once))
+    if data.drop_validation_overlap and found is not None:
         texts = [text for text, known in zip(texts, found, strict=True) if not known]
         found = np.zeros(len(texts), dtype=bool)
     if not texts:
@@ -65,9 +68,10 @@ def prepared_validation(prepared: PreparedData) -> Validation:
     """Return what `read_validation` would, from a prepared folder: no corpus is asked again."""
     table = parquet.read_table(prepared.path / STORIES)
     manifest = prepared.manifest
+    known = table["in_training"]
     return Validation(
         table["text"].to_pylist(),
-        np.array(table["in_training"].to_pylist(), dtype=bool),
+        None if known.null_count else np.array(known.to_pylist(), dtype=bool),
         manifest.validation.source,
         manifest.cleaning,
     )

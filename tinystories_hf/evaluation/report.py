@@ -117,6 +117,7 @@ def _loss(results: Sequence[Results]) -> str:
         f" ({loss['in_training'] / loss['stories']:.1%}) stand verbatim in training."
         for model in results
         for loss in [model["loss"]]
+        if loss["in_training"] is not None  # None: training was streamed
     ]
     header = ["model", "reading", "nats per token", "perplexity", "bits per byte", "tokens"]
     about = (
@@ -124,7 +125,8 @@ def _loss(results: Sequence[Results]) -> str:
         f" within one tokenizer; across tokenizers bits per byte do. The paper: {SOURCE}, same"
         " width and depth, its bits per byte computed from the tokens and bytes of its text."
     )
-    return "\n\n".join(["## Loss", _table(header, rows), " ".join(overlap), about])
+    parts = ["## Loss", _table(header, rows), " ".join(overlap), about]
+    return "\n\n".join(part for part in parts if part)
 
 
 def readings(loss: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

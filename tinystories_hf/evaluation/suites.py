@@ -62,6 +62,8 @@ def settings_of(suite: str, task: Task) -> Section:
     if suite == "cloze":
         return {"context_length": context, "items_sha256": file_sha256(ITEMS)}
     training, validation = task.sources()
+    if task.data.streaming:  # validation stories are not looked up there
+        training = {**training, "streaming": True}
     text = {"cleaning": cleaning.options(task.data), "training": training}
     settings: Section = {"context_length": context, **text}
     if suite == "loss":
