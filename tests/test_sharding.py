@@ -117,3 +117,16 @@ def test_a_loss_in_bf16_is_not_rounded_to_it(tmp_path: Path) -> None:
     rounded = {step: torch.tensor(loss).bfloat16().item() for step, loss in found.items()}
     assert max(abs(found[step] - rounded[step]) for step in found) > 2e-3
     assert found[10] < found[1] - 0.5, "and it learns"
+
+
+def test_shares_of_a_model_train_on_a_stream_as_one_process_does(
+    tmp_path: Path, trained_run: Path
+) -> None:
+    flags = ("--streaming", "--tokenizer", str(trained_run), "--toy_stories", "24",
+             "--shuffle_buffer", "20", "--max_steps", "10")  # fmt: skip
+    one, shares = tmp_path / "one", tmp_path / "shares"
+    one.mkdir()
+    shares.mkdir()
+    whole, sharded = losses(train_and_log(one, *flags)), train_sharded(shares, *flags)
+    assert len(whole) == len(sharded) == 10
+    assert max(abs(whole[step] - sharded[step]) for step in whole) < 1e-4
