@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from huggingface_hub import constants
@@ -65,6 +66,15 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
     # times as long.
     alone = {"HF_HOME": str(home), "HF_ENDPOINT": NO_HUB, "OMP_NUM_THREADS": "1"}
     return {**kept, **alone, **extra}
+
+
+def seconds_of_children() -> float:
+    """Return the processor time of all processes that this one has started and that have ended.
+
+    What a command takes on a machine of its own: tests that run beside others share two cores, and
+    a wall clock there tells of the others.
+    """
+    return psutil.Process().cpu_times().children_user + psutil.Process().cpu_times().children_system
 
 
 @pytest.fixture

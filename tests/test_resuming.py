@@ -99,6 +99,34 @@ def test_a_stop_anywhere_leaves_no_trace_in_log_samples_or_weights(
     assert all(first[name].equal(second[name]) for name in first)
 
 
+def test_a_run_goes_on_in_a_later_epoch_and_with_accumulation(
+    tiny_arguments: Parse, tmp_path: Path
+) -> None:
+    # Fewer than 10 steps in an epoch: step 13 lies inside the second.
+    few = ("--toy_stories", "60", "--global_batch_size", "32")
+    flags = (*UNEVEN, *few, "--per_device_train_batch_size", "16")
+    whole = train_here(tiny_arguments(*flags, "--output_dir", str(tmp_path / "whole")))
+    resumed = tiny_arguments(*flags, "--resume_from_checkpoint", "auto")
+    stop = StopRequest()
+    with pytest.raises(Stopped):
+        train_here(resumed, stop, AskToStop(stop, "on_step_end", 13))
+    again = train_here(resumed)
+    assert untimed(again) == untimed(whole)
+    assert 1 < next(entry["epoch"] for entry in untimed(whole) if entry["step"] == 12) < 2
+    other = train_here(tiny_arguments(*flags, "--seed", "43", "--output_dir", str(tmp_path / "b")))
+    assert untimed(other) != untimed(whole), "the comparison can fail"
+
+
+def test_a_run_may_be_made_longer_where_its_schedule_is_open(
+    tiny_arguments: Parse, tmp_path: Path
+) -> None:
+    constant = (*DROPOUT, "--lr_scheduler_type", "constant")
+    whole = train_here(tiny_arguments(*constant, "--output_dir", str(tmp_path / "whole")))
+    train_here(tiny_arguments(*constant, "--max_steps", "10"))
+    longer = train_here(tiny_arguments(*constant, "--resume_from_checkpoint", "auto"))
+    assert untimed(longer) == untimed(whole)
+
+
 def test_how_often_a_run_is_watched_does_not_change_it(
     tiny_arguments: Parse, tmp_path: Path
 ) -> None:
