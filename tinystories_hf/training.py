@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,9 @@ def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, fl
                 print(f"run         {run_dir} is finished; nothing is left to train")
         else:
             metrics = run_to_its_end(arguments, trainer, prepared, start, destination)
+        # A process group that is left to the interpreter's exit now and then aborts there (gloo).
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()
         # Alone, with no process waiting: an upload may take longer than they would wait.
         if destination and trainer_arguments.process_index == 0:
             print(f"published   {hub.publish(run_dir, destination)}")
@@ -103,11 +106,9 @@ def run_to_its_end(
         metrics = finish_run(arguments, trainer, prepared, record, destination)
     except (Stopped, RunError) as end:
         if first:
-            record.end(run_dir, "stopped" if isinstance(end, Stopped) else "failed")
+            with suppress(OSError):  # where the disk is full, that is what has to be said
+                record.end(run_dir, "stopped" if isinstance(end, Stopped) else "failed")
         raise
-    # A process group that is left to the interpreter's exit now and then aborts there (gloo).
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
     return metrics
 
 
