@@ -220,7 +220,11 @@ def test_settings_that_only_watch_may_change(run_dir: Path, tiny_arguments: Pars
     watching = ("--logging_steps", "2", "--eval_steps", "5", "--save_steps", "4",
                 "--save_total_limit", "1", "--max_eval_rows", "4", "--run_name", "other",
                 "--dataloader_num_workers", "1", "--attn_implementation", "eager")  # fmt: skip
-    continued(tiny_arguments(*AUTO, *watching), run_dir)
+    arguments = tiny_arguments(*AUTO, *watching)
+    start = where_to_start(arguments.training)
+    assert start.checkpoint is not None
+    assert differences(start.checkpoint.seal.trajectory, trainer_of(arguments).trajectory) == []
+    continued(arguments, run_dir)
 
 
 def test_differences_name_what_is_nested_and_what_is_new() -> None:

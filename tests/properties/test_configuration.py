@@ -74,6 +74,11 @@ def outcome(*argv: str, named: tuple[str, ...]) -> Arguments | None:
     return parsed
 
 
+def settings_of(parsed: Arguments) -> dict[str, Any]:
+    """Return every setting by its name."""
+    return {name: value for group in parsed for name, value in vars(group).items()}
+
+
 def fits(value: Any, hint: Any) -> bool:
     """Tell whether a value has a declared type, to the letter: no bool is a whole number."""
     if get_origin(hint) in (Union, types.UnionType):
@@ -156,7 +161,7 @@ yaml_text = st.text(st.sampled_from("ab1 \t\n\r-?:,[]{}#&*!|>'\"%@`~.<=\0\ufeff\
 @holds_for(150, text=yaml_text | st.text() | st.lists(st.sampled_from(ODD_LINES)).map("\n".join))
 def test_any_text_is_refused_with_the_name_of_the_file(folder: Path, text: str) -> None:
     path = write(folder, text)
-    outcome("--config", str(path), named=(str(folder),))
+    assert outcome("--config", str(path), named=(str(folder),)) is None
 
 
 @holds_for(100, content=st.binary(max_size=200), behind=st.sampled_from([b"", b"\xef\xbb\xbf"]))
@@ -164,7 +169,7 @@ def test_any_bytes_are_refused_with_the_name_of_the_file(
     folder: Path, content: bytes, behind: bytes
 ) -> None:
     path = write(folder, behind + content)
-    outcome("--config", str(path), named=(str(folder),))
+    assert outcome("--config", str(path), named=(str(folder),)) is None
 
 
 @holds_for(300, changes=st.lists(settings, min_size=1, max_size=3).map(dict))
@@ -253,7 +258,11 @@ def test_any_command_line_is_understood_or_refused_by_flag(
     ]
     path = write(folder, TINY_CONFIG)
     named = [word.partition("=")[0].strip("-") for word in argv if word.strip("-")]
-    outcome("--config", str(path), *argv, named=(*named, "unknown flag", "--config"))
+    parsed = outcome("--config", str(path), *argv, named=(*named, "unknown flag", "--config"))
+    plain = settings_of(parse_arguments(["--config", str(path)]))
+    found = plain if parsed is None else settings_of(parsed)
+    changed = {name for name in NAMES if found[name] != plain[name]}
+    assert changed <= set(named), "nothing but what a flag names is changed"
 
 
 numbers = (
