@@ -50,7 +50,7 @@ def plan_kills(number: int, seed: int) -> list[Kill]:
     early = [Kill("preparing", draw.uniform(0, 0.6)) for _ in range(max(1, number // 10))]
     late = [Kill("finishing", draw.uniform(0, 1.5)) for _ in range(max(1, number // 10))]
     middle = [
-        # Nine steps at most, and every save killed as it begins: the run lasts for all of them.
+        # Nine steps at most, or one save and a little more: the run lasts for all of them.
         draw.choice(
             [
                 Kill("first second", draw.uniform(0, 1)),

@@ -61,8 +61,8 @@ def test_in_training_the_first_is_noted_its_echo_ignored_and_a_second_ends_at_on
 
 KILLS = {
     "killed": (signal.SIGKILL, 1, plan_kills(3, seed=1)),
-    "asked to stop": (signal.SIGTERM, 1, [Kill("training", 0.01, 4), Kill("finishing", 0.3)]),
-    "two processes asked": (signal.SIGTERM, 2, [Kill("saving", 0.04), Kill("training", 0.01, 4)]),
+    "asked to stop": (signal.SIGTERM, 1, [Kill("training", 0.01, 4)]),
+    "two processes asked": (signal.SIGTERM, 2, [Kill("saving", 0.04)]),
 }
 
 
