@@ -153,9 +153,10 @@ def surroundings(device_type: str) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Return the version of each library that numbers may depend on."""
-    return {name: version for name in LIBRARIES if (version := _version(name))}
+def versions(*more: str) -> dict[str, str]:
+    """Return the version of each library that numbers may depend on, and of `more`."""
+    names = (*LIBRARIES, *more)
+    return {name: version for name in names if (version := _version(name))}
 
 
 def configuration(arguments: Arguments) -> dict[str, Any]:

@@ -1,0 +1,23 @@
+"""Export a model folder to ONNX, for browsers and for ONNX Runtime: adds onnx/ to it.
+
+    python scripts/export_onnx.py --model runs/xs
+
+Needs the packages of `pip install --constraint constraints.txt --editable ".[onnx]"`. Both files
+are checked against PyTorch before they stand; publishing the folder publishes them with it.
+"""
+
+from tinystories_hf.errors import report_user_errors
+from tinystories_hf.script_arguments import parse_export_arguments
+
+
+def main() -> None:
+    """Parse, export, say what came out."""
+    folder = parse_export_arguments(description=__doc__ or "")
+    from tinystories_hf.onnx_export import export_onnx
+
+    print(f"exported {folder / 'onnx'}: {export_onnx(folder)}")
+
+
+if __name__ == "__main__":
+    with report_user_errors():
+        main()

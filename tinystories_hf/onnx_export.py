@@ -1,0 +1,292 @@
+"""A model folder's `onnx/`: the graph in fp32 and 8 bits, checked against PyTorch before it stands.
+
+The layout is that of transformers.js and Optimum, so that a published folder works in both by its
+name: `onnx/model.onnx` (dtype "fp32"), `onnx/model_quantized.onnx` (dtype "q8").
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from tinystories_hf import provenance
+from tinystories_hf.errors import RunError, UserError
+from tinystories_hf.evaluation.cloze import cloze_items
+from tinystories_hf.evaluation.reading import encode
+from tinystories_hf.files import file_sha256, sync, telling_a_full_disk, write_json
+from tinystories_hf.generation import context_length
+from tinystories_hf.modeling import GPTNeoForCausalLM, load_model
+from tinystories_hf.onnx_graph import cache_names, write_graph
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+FOLDER = "onnx"
+FP32, Q8 = "model.onnx", "model_quantized.onnx"
+RECORD = "export.json"
+WEIGHTS = "model.safetensors"
+# Logits of fp32 sums in another order: 2e-5 was seen for XS, whose logits lie within 20 of zero.
+ABSOLUTE, RELATIVE = 1e-4, 1e-5
+# What 8 bits may add to the loss before they are refused: a hundredth.
+MOST_LOSS_OF_8_BITS = 0.01
+CACHED_STEPS = 64
+
+Ids = np.ndarray[Any, np.dtype[np.int64]]
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """`export.json`: what was exported, what from, and how near it is to PyTorch.
+
+    `largest_difference` is between the logits of fp32 and PyTorch's; the losses, in nats per token,
+    are over `tokens` tokens of the sentences of the cloze suite.
+    """
+
+    weights_sha256: str
+    parameters: int
+    files: dict[str, dict[str, Any]]
+    largest_difference: float
+    tokens: int
+    loss_fp32: float
+    loss_8_bit: float
+    created: str
+    git_commit: str | None
+    versions: dict[str, str]
+
+    def __str__(self) -> str:
+        sizes = [f"{name} {entry['bytes'] / 1e6:.2f} MB" for name, entry in self.files.items()]
+        more = 100 * (self.loss_8_bit / self.loss_fp32 - 1)
+        return (
+            f"{', '.join(sizes)}; logits within {self.largest_difference:.1e} of PyTorch's; 8 bits"
+            f" change the loss by {more:+.2f}% ({self.loss_fp32:.4f} to {self.loss_8_bit:.4f},"
+            f" {self.tokens:,} tokens)"
+        )
+
+
+def export_onnx(folder: Path) -> ExportRecord:
+    """Write `onnx/` into a model folder; what stood there is replaced when the new one is checked.
+
+    Raises:
+        UserError: the packages for it are not installed, the folder holds no GPT-Neo with a fast
+            tokenizer, or nothing can be written there.
+        RunError: the graph is not the model, 8 bits lose too much, or the disk is full.
+    """
+    _require_packages()
+    model, tokenizer = _load(folder)
+    texts = [item.beginning + item.continuations[item.right] for item in cloze_items()]
+    ids = _ids(tokenizer, texts)
+    try:
+        work = tempfile.TemporaryDirectory(dir=folder, prefix=".onnx.unfinished-")
+    except OSError as error:
+        raise UserError(f"model: cannot write in {folder}: {error.strerror}") from None
+    with work as name, telling_a_full_disk(folder, "writing the ONNX files"):
+        fp32, q8 = Path(name) / FP32, Path(name) / Q8
+        write_graph(model, fp32)
+        difference = largest_difference(model, fp32, ids)
+        quantize(fp32, q8)
+        losses = [graph_loss(path, ids, context_length(model)) for path in (fp32, q8)]
+        _refuse_lossy(*losses)
+        record = ExportRecord(
+            weights_sha256=file_sha256(folder / WEIGHTS),
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            files={path.name: _describe(path) for path in (fp32, q8)},
+            largest_difference=difference,
+            tokens=len(ids),
+            loss_fp32=losses[0],
+            loss_8_bit=losses[1],
+            created=provenance.now(),
+            git_commit=provenance.git_state()[0],
+            versions=provenance.versions("onnx", "onnxruntime", "onnxscript"),
+        )
+        _move_in([fp32, q8], folder / FOLDER, record)
+    return record
+
+
+def _require_packages() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"exporting needs the package {error.name}; install what it takes with"
+            " `pip install --constraint constraints.txt --editable '.[onnx]'`"
+        ) from None
+
+
+def _load(folder: Path) -> tuple[GPTNeoForCausalLM, PreTrainedTokenizerFast]:
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"model: {folder} is no model folder: it has no {WEIGHTS}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = load_model(str(folder))
+    except (OSError, ValueError) as error:
+        raise UserError(f"model: cannot load {folder}: {error}") from None
+    if not isinstance(model, GPTNeoForCausalLM):
+        kind = model.config.model_type
+        raise UserError(f"model: {folder} is a {kind}; only GPT-Neo is exported here, use Optimum")
+    return model.float().eval(), tokenizer
+
+
+def _ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Ids:
+    """Return texts one after the other, an end of text after each, (tokens,)."""
+    ids = [token for text in texts for token in (*encode(tokenizer, text), tokenizer.eos_token_id)]
+    return np.array(ids, dtype=np.int64)
+
+
+def open_graph(path: Path) -> InferenceSession:
+    """Open a graph for the CPU, with as many threads as PyTorch takes."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def run_graph(
+    session: InferenceSession,
+    input_ids: Ids,
+    attention_mask: Ids,
+    past_key_values: Sequence[Floats] | None = None,
+) -> tuple[Floats, list[Floats]]:
+    """Return the logits (batch, length, vocabulary) and the caches after `input_ids`.
+
+    `input_ids` is (batch, length), `attention_mask` (batch, past + length) with zeros for paddings
+    on the left; without `past_key_values` a text begins.
+    """
+    caches = [value for value in session.get_inputs() if value.name.startswith("past_key_values")]
+    if past_key_values is None:
+        heads, size = caches[0].shape[1], caches[0].shape[3]
+        past_key_values = [np.zeros((len(input_ids), heads, 0, size), np.float32)] * len(caches)
+    positions = np.maximum(attention_mask.cumsum(1) - 1, 0)[:, -input_ids.shape[1] :]
+    feeds = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
+    names = cache_names(len(caches) // 2, "past_key_values")
+    feeds |= dict(zip(names, past_key_values, strict=True))
+    logits, *present = session.run(None, feeds)
+    return logits, present
+
+
+def largest_difference(model: GPTNeoForCausalLM, path: Path, ids: Ids) -> float:
+    """Compare a graph with PyTorch on the first tokens of a text; return how far logits differ.
+
+    Whole texts of one token, of a few and of the whole context, alone and as the longest of three
+    rows with paddings; then token after token with the cache.
+
+    Raises:
+        RunError: they differ by more than the rounding of fp32.
+    """
+    session, context = open_graph(path), context_length(model)
+    ids = np.resize(ids, context)
+    largest = 0.0
+    for length in sorted({1, 2, context // 3, context}):
+        for rows in (1, 3):
+            batch, mask = left_padded(ids[:length], rows)
+            logits, _ = run_graph(session, batch, mask)
+            what = f"{rows} rows of {length} tokens"
+            largest = max(largest, _compare(_logits(model, batch, mask), logits, mask, what))
+    whole = _logits(model, ids[None], np.ones_like(ids[None]))
+    first = max(1, context - CACHED_STEPS)
+    logits, cache = run_graph(session, ids[None, :first], np.ones((1, first), np.int64))
+    for step in range(first, context):
+        seen = np.ones((1, step + 1), np.int64)
+        logits, cache = run_graph(session, ids[None, step : step + 1], seen, cache)
+        what = f"token {step + 1} after a cache"
+        one = np.ones((1, 1), np.int64)
+        largest = max(largest, _compare(whole[:, step : step + 1], logits, one, what))
+    return largest
+
+
+def left_padded(ids: Ids, rows: int) -> tuple[Ids, Ids]:
+    """Return rows that end alike and begin later and later, and their mask, (rows, tokens)."""
+    batch, mask = np.tile(ids, (rows, 1)), np.ones((rows, len(ids)), np.int64)
+    for row in range(1, rows):
+        gone = row * len(ids) // (rows + 1)
+        batch[row, :gone], mask[row, :gone] = 0, 0
+    return batch, mask
+
+
+@torch.inference_mode()
+def _logits(model: GPTNeoForCausalLM, batch: Ids, mask: Ids) -> Floats:
+    positions = np.maximum(mask.cumsum(1) - 1, 0)
+    found = model(
+        input_ids=torch.from_numpy(batch),
+        attention_mask=torch.from_numpy(mask),
+        position_ids=torch.from_numpy(positions),
+    )
+    logits: Floats = found.logits.numpy()
+    return logits
+
+
+def _compare(expected: Floats, found: Floats, mask: Ids, what: str) -> float:
+    real = mask.astype(bool)
+    expected, found = expected[real], found[real]
+    difference = float(np.abs(expected - found).max())
+    if not np.allclose(found, expected, rtol=RELATIVE, atol=ABSOLUTE):
+        raise RunError(
+            f"the exported graph is not the model: for {what} its logits differ by"
+            f" {difference:.2e}; nothing was written"
+        )
+    return difference
+
+
+def quantize(fp32: Path, path: Path) -> None:
+    """Write a graph with 8-bit weights: of matrices by column, of embeddings as a whole.
+
+    Activations are rounded as they come. The token embedding stays one table for both its uses.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    log = logging.getLogger()
+    level = log.level
+    log.setLevel(logging.ERROR)  # it advises a step that this graph does not need
+    try:
+        quantize_dynamic(fp32, path, weight_type=QuantType.QInt8, per_channel=True)
+    finally:
+        log.setLevel(level)
+
+
+def graph_loss(path: Path, ids: Ids, context: int) -> float:
+    """Return the loss of a graph in nats per token, over windows of the context length.
+
+    Each window predicts all of its tokens but the first.
+    """
+    session, total, count = open_graph(path), 0.0, 0
+    for start in range(0, len(ids) - 1, context - 1):
+        window = ids[start : start + context]
+        logits, _ = run_graph(session, window[None], np.ones((1, len(window)), np.int64))
+        scores = torch.from_numpy(logits[0, :-1]).double().log_softmax(-1)
+        total -= float(scores.gather(1, torch.from_numpy(window[1:, None])).sum())
+        count += len(window) - 1
+    return total / count
+
+
+def _refuse_lossy(fp32: float, q8: float) -> None:
+    if not q8 <= fp32 * (1 + MOST_LOSS_OF_8_BITS):
+        raise RunError(
+            f"8-bit weights raise the loss from {fp32:.4f} to {q8:.4f}, more than"
+            f" {MOST_LOSS_OF_8_BITS:.0%}; nothing was written"
+        )
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _move_in(files: Sequence[Path], folder: Path, record: ExportRecord) -> None:
+    """Replace the files of a folder; its record goes first and comes last, so it never lies."""
+    folder.mkdir(exist_ok=True)
+    (folder / RECORD).unlink(missing_ok=True)
+    for path in files:
+        sync(path)
+        path.replace(folder / path.name)
+    write_json(folder / RECORD, asdict(record))
