@@ -1,0 +1,72 @@
+// Files of the site, fetched with progress and checked against what page.json says of them.
+
+/** A failure that a person can do something about; its message is shown as it is. */
+export class Problem extends Error {}
+
+const inMegabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+
+/**
+ * Fetch files one after the other and return their bytes by URL.
+ *
+ * @param {{url: string, bytes: number, sha256: string}[]} files what is expected of each
+ * @param {(loaded: number, total: number, text: string) => void} onProgress
+ */
+export async function fetchFiles(files, onProgress) {
+  const total = files.reduce((sum, file) => sum + file.bytes, 0);
+  const found = new Map();
+  let before = 0;
+  for (const file of files) {
+    const content = await fetchFile(file, (loaded) =>
+      onProgress(before + loaded, total, `${inMegabytes(before + loaded)} of ${inMegabytes(total)}`),
+    );
+    found.set(new URL(file.url, document.baseURI).href, content);
+    before += file.bytes;
+  }
+  return found;
+}
+
+async function fetchFile({ url, bytes, sha256 }, onLoaded) {
+  const content = new Uint8Array(bytes);
+  let loaded = 0;
+  let response;
+  try {
+    response = await fetch(url);
+    if (response.ok) {
+      const reader = response.body.getReader();
+      for (let part = await reader.read(); !part.done; part = await reader.read()) {
+        if (loaded + part.value.length > bytes) throw damaged(url);
+        content.set(part.value, loaded);
+        loaded += part.value.length;
+        onLoaded(loaded);
+      }
+    }
+  } catch (error) {
+    if (error instanceof Problem) throw error;
+    throw new Problem(
+      `${url} could not be loaded: the connection failed after ${inMegabytes(loaded)}. Try again.`,
+    );
+  }
+  if (!response.ok) {
+    throw new Problem(
+      `${url} is not on this server (${response.status}). Whoever keeps this page has to build it again.`,
+    );
+  }
+  if (loaded < bytes) {
+    throw new Problem(
+      `${url} is cut short: ${inMegabytes(loaded)} of ${inMegabytes(bytes)} came. Try again.`,
+    );
+  }
+  // Only pages from https or from this very machine may compute digests.
+  if (crypto.subtle) {
+    const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", content));
+    const hex = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+    if (hex !== sha256) throw damaged(url);
+  }
+  return content;
+}
+
+const damaged = (url) =>
+  new Problem(
+    `${url} is damaged: it is not the file this page was built with. Reload the page; if that does` +
+      " not help, whoever keeps it has to build it again.",
+  );
