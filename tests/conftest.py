@@ -184,6 +184,18 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.fixture(scope="session")
+def exported_run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the trained run with its ONNX files."""
+    pytest.importorskip("onnxscript", reason="needs the packages of the extra `onnx`")
+    from tinystories_hf.onnx_export import export_onnx
+
+    folder = tmp_path_factory.mktemp("exported") / "run"
+    shutil.copytree(trained_run, folder)
+    export_onnx(folder)
+    return folder
+
+
 @pytest.fixture
 def hub() -> Iterator[LoopbackHub]:
     """Serve an empty Hub on loopback."""

@@ -3,6 +3,9 @@
 /** A failure that a person can do something about; its message is shown as it is. */
 export class Problem extends Error {}
 
+// What came damaged or cut short once is asked of the server again, not of the browser's cache.
+const distrusted = new Set();
+
 const inMegabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 
 /**
@@ -30,7 +33,7 @@ async function fetchFile({ url, bytes, sha256 }, onLoaded) {
   let loaded = 0;
   let response;
   try {
-    response = await fetch(url);
+    response = await fetch(url, { cache: distrusted.has(url) ? "reload" : "default" });
     if (response.ok) {
       const reader = response.body.getReader();
       for (let part = await reader.read(); !part.done; part = await reader.read()) {
@@ -52,6 +55,7 @@ async function fetchFile({ url, bytes, sha256 }, onLoaded) {
     );
   }
   if (loaded < bytes) {
+    distrusted.add(url);
     throw new Problem(
       `${url} is cut short: ${inMegabytes(loaded)} of ${inMegabytes(bytes)} came. Try again.`,
     );
@@ -65,8 +69,10 @@ async function fetchFile({ url, bytes, sha256 }, onLoaded) {
   return content;
 }
 
-const damaged = (url) =>
-  new Problem(
-    `${url} is damaged: it is not the file this page was built with. Reload the page; if that does` +
-      " not help, whoever keeps it has to build it again.",
+function damaged(url) {
+  distrusted.add(url);
+  return new Problem(
+    `${url} is damaged: it is not the file this page was built with. Try again; if that does not` +
+      " help, whoever keeps this page has to build it again.",
   );
+}

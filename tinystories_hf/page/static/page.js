@@ -93,7 +93,7 @@ class Teller {
         break;
       }
       first ??= performance.now() - ready;
-      tokens += 1;
+      tokens += value.tokens;
       this.add(value);
       say("");
       await breath();
@@ -237,6 +237,7 @@ async function start() {
   site = await response.json();
   arrange();
   showValues();
+  refresh();
 }
 
 start().catch((error) => complain(error.message));

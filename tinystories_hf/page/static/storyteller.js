@@ -82,8 +82,9 @@ export class Storyteller {
    * Tell on from the tokens of a beginning, until the story ends, the context is full, `length` is
    * reached or `signal` aborts.
    *
-   * Yields {text, probability, alternatives} for each token: the probability the model gave to it
-   * before temperature, and the likeliest tokens with theirs. Returns why it ended, in words.
+   * Yields {text, tokens, probability, alternatives} for each token, or for the few that make one
+   * character: the probability the model gave before temperature, and the likeliest tokens with
+   * theirs. Returns why it ended, in words.
    */
   async *tell(ids, { temperature, length, seed, signal }) {
     const random = new this.library.random.Random(seed);
@@ -96,14 +97,16 @@ export class Storyteller {
     for (let told = ids.length; told < most && !signal.aborted; told += 1) {
       const probabilities = softmax(logits, 1);
       const token = temperature ? draw(softmax(logits, temperature), random) : likeliest(logits, 1)[0];
-      if (token === this.end) return "the end";
-      pending.push(token);
-      const text = this.decode(pending);
+      const ended = token === this.end;
+      if (!ended) pending.push(token);
+      const text = pending.length ? this.decode(pending) : "";
       // Half of a character that takes several tokens waits for its other half.
-      if (!text.endsWith("\ufffd")) {
-        yield { text, probability: probabilities[token], alternatives: this.alternatives(probabilities) };
+      if (pending.length && (!text.endsWith("\ufffd") || ended || told + 1 === most)) {
+        const [tokens, probability] = [pending.length, probabilities[token]];
+        yield { text, tokens, probability, alternatives: this.alternatives(probabilities) };
         pending = [];
       }
+      if (ended) return "the end";
       if (told + 1 < most) [logits, past] = await this.step([token], told, past);
     }
     if (signal.aborted) return "stopped";

@@ -1,0 +1,173 @@
+"""Building the page: what goes into it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from tests.page_browser import npm
+from tinystories_hf.errors import UserError
+from tinystories_hf.files import file_sha256
+from tinystories_hf.page import build, libraries
+from tinystories_hf.page.build import build_page
+from tinystories_hf.page.libraries import import_map, locked_libraries
+from tinystories_hf.script_arguments import parse_page_arguments
+
+pytestmark = pytest.mark.xdist_group("page")
+OWN_FILES = sorted(path for path in build.STATIC.iterdir() if path.is_file())
+
+
+@pytest.fixture
+def without_npm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Leave the machine without npm, and without what it once fetched."""
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+
+
+def test_the_command_builds_a_page_that_holds_all_it_needs(
+    exported_run: Path, tmp_path: Path, run_script: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    npm()
+    out = tmp_path / "sites" / "mine"
+    done = run_script("build_page.py", "--model", str(exported_run), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"built .*mine: page \d+ kB, models [\d.]+ MB, libraries 14.8 MB", done.stdout)
+    manifest = json.loads((out / "page.json").read_text())
+    (model,) = manifest["models"]
+    assert model["name"] == "run"
+    assert model["context"] == 64
+    names = [entry["url"] for entry in model["files"]]
+    assert "models/run/onnx/model_quantized.onnx" in names
+    for entry in [*model["files"], manifest["wasm"]]:
+        assert file_sha256(out / entry["url"]) == entry["sha256"]
+        assert (out / entry["url"]).stat().st_size == entry["bytes"]
+    index = (out / "index.html").read_text()
+    (mapped,) = re.findall(r'<script type="importmap">(.*)</script>', index)
+    imported = json.loads(mapped)
+    for path in imported["imports"].values():
+        assert (out / path).is_file()
+    for library in ("transformers", "onnxruntime-web"):
+        assert "icense" in (out / "lib" / f"{library}.LICENSE.txt").read_text()
+    assert not list(out.parent.glob(".*"))
+
+
+def test_the_page_weighs_less_than_60_kilobytes_without_models_and_libraries(
+    exported_run: Path, tmp_path: Path, without_npm: None
+) -> None:
+    build_page({"run": exported_run}, tmp_path / "site")
+    files = [path for path in (tmp_path / "site").rglob("*") if path.is_file()]
+    own = [path for path in files if tmp_path / "site" / "models" not in path.parents]
+    assert len(own) > len(OWN_FILES)
+    assert sum(path.stat().st_size for path in own) < 60_000
+
+
+def test_without_npm_the_page_names_a_cdn_and_says_so(
+    exported_run: Path, tmp_path: Path, without_npm: None
+) -> None:
+    said = build_page({"run": exported_run}, tmp_path / "site")
+    assert "libraries from a CDN, since npm is not installed here: the page needs it" in said
+    assert not (tmp_path / "site" / "lib").exists()
+    manifest = json.loads((tmp_path / "site" / "page.json").read_text())
+    assert manifest["wasm"]["url"].startswith("https://cdn.jsdelivr.net/npm/onnxruntime-web@")
+    mapped = json.loads(import_map(cdn=True))
+    assert set(mapped["imports"].values()) == set(mapped["integrity"])
+    for library in locked_libraries():
+        assert any(library.package in url for url in mapped["integrity"])
+
+
+def test_a_library_that_is_not_what_is_locked_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    library = locked_libraries()[0]
+    cached = tmp_path / "tinystories_hf" / "page" / f"transformers-{library.version}"
+    cached.mkdir(parents=True)
+    for file in library.files:
+        (cached / file.to).write_text("something else")
+    with pytest.raises(UserError, match=r"is not what libraries\.json locks; remove .* and build"):
+        libraries.fetch_library(library)
+
+
+def test_a_page_is_replaced_by_the_next_and_nothing_else_is(
+    exported_run: Path, tmp_path: Path, without_npm: None
+) -> None:
+    site = tmp_path / "site"
+    build_page({"old": exported_run}, site)
+    build_page({"new": exported_run}, site)
+    assert [path.name for path in (site / "models").iterdir()] == ["new"]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "diary.txt").write_text("dear diary")
+    with pytest.raises(UserError, match=r"out: .*mine holds something else"):
+        build_page({"run": exported_run}, mine)
+    assert (mine / "diary.txt").read_text() == "dear diary"
+
+
+def test_a_model_that_is_not_exported_or_no_longer_is_names_the_command(
+    exported_run: Path, tmp_path: Path, without_npm: None
+) -> None:
+    run = Path(shutil.copytree(exported_run, tmp_path / "run"))
+    command = f"run python scripts/export_onnx.py --model {run}"
+    weights = (run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").write_bytes(weights + b" ")
+    with pytest.raises(UserError, match=f"was exported from other weights; {command}"):
+        build_page({"run": run}, tmp_path / "site")
+    (run / "model.safetensors").write_bytes(weights)
+    (run / "onnx" / "model_quantized.onnx").write_bytes(b"half")
+    with pytest.raises(UserError, match=f"is not what was exported; {command}"):
+        build_page({"run": run}, tmp_path / "site")
+    shutil.rmtree(run / "onnx")
+    with pytest.raises(UserError, match=f"is not exported; {command}"):
+        build_page({"run": run}, tmp_path / "site")
+    assert not (tmp_path / "site").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--model", "runs/xs"], "give --model and --out"),
+        (["--out", "site"], "give --model and --out"),
+        (["--model", "runs/xs", "--models", "xs=b", "--out", "s"], "the name xs stands twice"),
+        (["--models", "runs/small", "--out", "s"], "'runs/small' is not NAME=DIR"),
+        (["--models", "../x=b", "--out", "s"], "is not NAME=DIR"),
+        (["--model", "a", "--out", "s", "--dtype", "int4"], "'int4' is neither q8 nor fp32"),
+        (["--model", "a", "--out", "s", "--port", "99999"], "'99999' is no port"),
+        (["--model", "a", "--out", "s", "--sevre"], "unknown flag --sevre"),
+    ],
+)
+def test_a_wrong_command_line_names_the_fix(flags: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        parse_page_arguments(flags)
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of a colour as #rrggbb (WCAG 2.2)."""
+    shares = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    return sum(w * s for w, s in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_the_contrast_named_beside_each_colour_is_its_contrast_and_enough() -> None:
+    style = (build.STATIC / "style.css").read_text()
+    themes = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    assert len(themes) == 2
+    for theme in themes:
+        page = luminance(*re.findall(r"--page: (#\w{6});", theme))
+        named = re.findall(r"--(\w+): (#\w{6}); /\* ([\d.]+) \*/", theme)
+        assert [name for name, _, _ in named] == ["text", "quiet", "line", "accent", "problem"]
+        for name, colour, contrast in named:
+            high, low = sorted((luminance(colour), page), reverse=True)
+            assert float(contrast) == pytest.approx((high + 0.05) / (low + 0.05), abs=0.005)
+            assert float(contrast) >= (3 if name == "line" else 4.5)
+
+
+def test_nothing_of_the_libraries_is_in_the_package() -> None:
+    assert {path.suffix for path in OWN_FILES} == {".html", ".css", ".js"}
+    assert all(path.stat().st_size < 20_000 for path in OWN_FILES)
