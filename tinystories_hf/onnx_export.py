@@ -84,7 +84,7 @@ def export_onnx(folder: Path) -> ExportRecord:
     _require_packages()
     model, tokenizer = _load(folder)
     texts = [item.beginning + item.continuations[item.right] for item in cloze_items()]
-    ids = _ids(tokenizer, texts)
+    ids = text_ids(tokenizer, texts)
     try:
         work = tempfile.TemporaryDirectory(dir=folder, prefix=".onnx.unfinished-")
     except OSError as error:
@@ -141,7 +141,7 @@ def _load(folder: Path) -> tuple[GPTNeoForCausalLM, PreTrainedTokenizerFast]:
     return model.float().eval(), tokenizer
 
 
-def _ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Ids:
+def text_ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Ids:
     """Return texts one after the other, an end of text after each, (tokens,)."""
     ids = [token for text in texts for token in (*encode(tokenizer, text), tokenizer.eos_token_id)]
     return np.array(ids, dtype=np.int64)

@@ -105,14 +105,15 @@ class Teller {
 
   add(token) {
     const word = this.words.at(-1);
-    if (word && !/^\s/.test(token.text)) {
+    if (word?.span.textContent.trim() && !/^\s/.test(token.text)) {
       word.steps.push(token);
       word.span.textContent += token.text;
       return;
     }
-    const span = make("span", { className: "word", textContent: token.text });
+    const text = token.text.trimStart() || token.text;
+    const span = make("span", { className: "word", textContent: text });
     this.words.push({ span, steps: [token] });
-    this.story.append(span);
+    this.story.append(token.text.slice(0, token.text.length - text.length), span);
   }
 
   point(target) {
