@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock
+from transformers.models.gpt_neo import modeling_gpt_neo as stock
 
 from tinystories_hf.modeling import GPTNeoForCausalLM
 
@@ -94,7 +94,7 @@ class FlatCacheGPTNeo(nn.Module):
 
     def _attend(
         self,
-        block: GPTNeoBlock,
+        block: stock.GPTNeoBlock,
         hidden_states: torch.Tensor,
         mask: torch.Tensor,
         past: tuple[torch.Tensor, ...],
@@ -128,10 +128,10 @@ def write_graph(model: GPTNeoForCausalLM, path: Path) -> None:
     import onnx
 
     layers = model.config.num_layers
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             FlatCacheGPTNeo(model).eval(),
-            _example(model),
+            example(model),
             dynamo=True,
             input_names=[
                 *("input_ids", "attention_mask", "position_ids"),
@@ -150,7 +150,8 @@ def write_graph(model: GPTNeoForCausalLM, path: Path) -> None:
     onnx.save(graph, str(path))
 
 
-def _example(model: GPTNeoForCausalLM) -> tuple[Any, ...]:
+def example(model: stock.GPTNeoForCausalLM) -> tuple[Any, ...]:
+    """Return inputs whose sizes all differ, see `BATCH`."""
     heads, layers = model.config.num_heads, model.config.num_layers
     cache = (BATCH, heads, PAST, model.config.hidden_size // heads)
     return (
@@ -184,7 +185,7 @@ def _strip(graph: Any) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep back what the exporter says of libraries that are not installed, and to its authors."""
     log = logging.getLogger("torch.onnx")
     level = log.level

@@ -1,4 +1,4 @@
-"""The command lines of the scripts that take a finished run: generate.py and push_to_hub.py."""
+"""The command lines of the scripts that take a finished run: to tell, publish, export, show it."""
 
 from __future__ import annotations
 
