@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
-from collections.abc import Callable
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
+from tests.conftest import ROOT, environment
 from tests.page_browser import npm
 from tinystories_hf.errors import UserError
 from tinystories_hf.files import file_sha256
@@ -31,14 +36,33 @@ def without_npm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
 
 
-def test_the_command_builds_a_page_that_holds_all_it_needs(
-    exported_run: Path, tmp_path: Path, run_script: Callable[..., subprocess.CompletedProcess[str]]
+@contextmanager
+def command(out: Path, run: Path, home: Path) -> Iterator[tuple[str, str]]:
+    """Build a page and serve it by the command line; yield its two lines. Ctrl+C ends it well."""
+    flags = ["--model", str(run), "--out", str(out), "--serve", "--port", "0"]
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "build_page.py"), *flags],
+        env=environment(home),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline(), process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+
+
+def test_the_command_builds_and_serves_a_page_that_holds_all_it_needs(
+    exported_run: Path, tmp_path: Path
 ) -> None:
     npm()
     out = tmp_path / "sites" / "mine"
-    done = run_script("build_page.py", "--model", str(exported_run), "--out", str(out))
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"built .*mine: page \d+ kB, models [\d.]+ MB, libraries 14.8 MB", done.stdout)
+    with command(out, exported_run, tmp_path / "home") as (built, serving):
+        says = r"built .*mine: page \d+ kB, models [\d.]+ MB, libraries 14.8 MB"
+        assert re.match(says, built)
+        (address,) = re.findall(r"serving (http://127\.0\.0\.1:\d+/) until Ctrl\+C", serving)
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            assert b"Stories from a small model" in answer.read()
     manifest = json.loads((out / "page.json").read_text())
     (model,) = manifest["models"]
     assert model["name"] == "run"
@@ -93,6 +117,21 @@ def test_a_library_that_is_not_what_is_locked_is_refused(
         (cached / file.to).write_text("something else")
     with pytest.raises(UserError, match=r"is not what libraries\.json locks; remove .* and build"):
         libraries.fetch_library(library)
+
+
+def test_a_package_that_npm_cannot_get_is_one_sentence(
+    exported_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    npm()
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9/")
+    monkeypatch.setenv("npm_config_fetch_retries", "0")
+    monkeypatch.setenv("npm_config_cache", str(tmp_path / "npm"))
+    says = r"npm could not get @huggingface/transformers@[\d.]+: .*; build where it can"
+    with pytest.raises(UserError, match=says):
+        build_page({"run": exported_run}, tmp_path / "site")
+    assert not (tmp_path / "site").exists()
+    assert not list((tmp_path / "tinystories_hf").rglob("*.unfinished"))
 
 
 def test_a_page_is_replaced_by_the_next_and_nothing_else_is(
