@@ -125,6 +125,7 @@ def reading(browser: Browser, url: str, **context: Any) -> Iterator[Reader]:
     opened: BrowserContext = browser.new_context(**context)
     reader = Reader(opened.new_page())
     reader.page.goto(url)
+    reader.page.wait_for_selector("#ask:not([inert])")
     yield reader
     opened.close()
 

@@ -163,6 +163,14 @@ def test_another_model_tells_and_the_likeliest_text_is_that_of_pytorch(
     assert len(set(reader.stories())) == 2
 
 
+def test_two_models_that_load_at_once_both_tell(reader: Reader) -> None:
+    choose(reader, "endless", "run")
+    reader.slide("#length", 16)
+    reader.tell(PROMPT)
+    assert reader.problem() == ""
+    assert all("; " in figures for figures in reader.page.locator(".figures").all_text_contents())
+
+
 def test_each_column_says_what_the_card_of_its_model_says(
     reader: Reader, exported_run: Path
 ) -> None:
@@ -304,6 +312,7 @@ def test_a_browser_that_cannot_run_a_model_is_told_so(
     opened.add_init_script(script)
     reader = Reader(opened.new_page())
     reader.page.goto(address)
+    reader.page.wait_for_selector("#ask:not([inert])")
     reader.tell(PROMPT)
     assert says in reader.problem()
     assert reader.page.is_enabled("#tell")

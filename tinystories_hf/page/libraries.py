@@ -98,7 +98,7 @@ def fetch_library(library: Library) -> Path | None:
 
 def _unpack(npm: str, library: Library, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as work:
-        command = [npm, "pack", library.package, "--ignore-scripts", "--silent"]
+        command = [npm, "pack", library.package, "--ignore-scripts", "--loglevel=error"]
         try:
             subprocess.run(
                 [*command, "--pack-destination", work],
@@ -109,9 +109,10 @@ def _unpack(npm: str, library: Library, folder: Path) -> None:
                 timeout=NPM_SECONDS,
             )
         except subprocess.SubprocessError as error:
-            said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1:]
+            said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+            reason = next((line for line in said if line.startswith("npm error")), said[0])
             raise UserError(
-                f"npm could not get {library.package}: {''.join(said)}; build where it can (without"
+                f"npm could not get {library.package}: {reason}; build where it can (without"
                 " npm on the PATH the page takes its libraries from a CDN)"
             ) from None
         (archive,) = Path(work).glob("*.tgz")

@@ -239,6 +239,7 @@ async function start() {
   arrange();
   showValues();
   refresh();
+  form.inert = false;
 }
 
 start().catch((error) => complain(error.message));

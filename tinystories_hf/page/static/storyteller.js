@@ -8,6 +8,8 @@ const ALTERNATIVES = 5;
 // No token of GPT-Neo's vocabulary is longer; what lies further back need not be cut into tokens.
 const MOST_CHARACTERS = 128;
 
+// Files of the models that are being opened, by their URL; several may be at once.
+const downloaded = new Map();
 let runtime;
 
 /** Load transformers.js with ONNX Runtime, once; a failure is tried again the next time. */
@@ -39,6 +41,12 @@ async function startRuntime(wasm, onProgress) {
   env.backends.onnx.wasm.wasmPaths = { wasm: wasm.url };
   env.backends.onnx.wasm.wasmBinary = binary;
   env.backends.onnx.wasm.numThreads = 1;
+  env.localModelPath = "./";
+  // What the library asks for beside the files of page.json, such as optional settings, is not there.
+  env.fetch = async (url) => {
+    const found = downloaded.get(new URL(url, document.baseURI).href);
+    return found ? new Response(found) : new Response(null, { status: 404 });
+  };
   return library;
 }
 
@@ -53,19 +61,15 @@ export class Storyteller {
     const { name, folder, dtype, files } = entry;
     const library = await loadRuntime(wasm, (...step) => onProgress("the runtime", ...step));
     const content = await fetchFiles(files, (...step) => onProgress(name, ...step));
-    const { env } = library;
-    // What the library asks for beside these, such as settings that are optional, is not there.
-    env.fetch = async (url) => {
-      const found = content.get(new URL(url, document.baseURI).href);
-      return found ? new Response(found) : new Response(null, { status: 404 });
-    };
-    env.localModelPath = "./";
+    for (const [url, bytes] of content) downloaded.set(url, bytes);
     try {
       const tokenizer = await library.AutoTokenizer.from_pretrained(folder);
       const model = await library.AutoModelForCausalLM.from_pretrained(folder, { dtype, device: "wasm" });
       return new Storyteller(library, tokenizer, model, entry);
     } catch (error) {
       throw explained(error, name);
+    } finally {
+      for (const url of content.keys()) downloaded.delete(url);
     }
   }
 
