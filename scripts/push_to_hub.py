@@ -13,12 +13,12 @@ from tinystories_hf.script_arguments import parse_push_arguments
 def main() -> None:
     """Parse, check, publish."""
     request = parse_push_arguments(description=__doc__ or "")
-    from tinystories_hf import hub, provenance
+    from tinystories_hf import hub
 
     if request.dry_run:
         print(hub.describe_push(request.model, str(request.hub.hub_model_id)))
         return
-    run_id = provenance.read_record(request.model).run_id
+    run_id = hub.check_run(request.model).run_id
     destination = hub.check_destination(request.hub, request.model, run_id, request.revision)
     print(f"published {hub.publish(request.model, destination)}")
 

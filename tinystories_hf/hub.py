@@ -35,6 +35,7 @@ from tinystories_hf.hub_client import (
     plain_uploads_where_there_is_no_xet,
     without_progress_bars,
 )
+from tinystories_hf.onnx_export import FOLDER, FP32, Q8, RECORD, check_export
 
 # All that a model folder publishes; what is not named (optimizer state, pickles, caches) stays.
 MODEL_FILES = (
@@ -47,10 +48,14 @@ RUN_FILES = (
     *(CARD_FILE, provenance.FILE, provenance.SAMPLES_FILE),
     *("*_results.json", "evaluation.md", "*.png"),
 )
+# Of a run alone: the checkpoints that become branches are not exported.
+ONNX_FILES = (f"{FOLDER}/*.onnx", f"{FOLDER}/{RECORD}")
 REQUIRED = ("config.json", "model.safetensors", "tokenizer.json", CARD_FILE, provenance.FILE)
 # Models of checkpoints that are to become branches; each goes when it is published.
 WAITING = "unpublished"
 MAIN = "main"
+# What scripts/export_onnx.py makes, by its names in a repository.
+EXPORTED = {f"{FOLDER}/{name}" for name in (FP32, Q8, RECORD)}
 # Written by the Hub itself into each repository.
 OF_THE_HUB = {".gitattributes"}
 
@@ -105,8 +110,9 @@ def publish(run_dir: Path, destination: Destination) -> str:
     Files whose bytes are there already are not uploaded again.
 
     Raises:
-        UserError: the run is not finished, a file holds the Hub token, the repository holds
-            something else, or the upload failed for good. The run directory is whole all the same.
+        UserError: the run is not finished, its ONNX files are of other weights, a file holds the
+            Hub token, the repository holds something else, or the upload failed for good. The run
+            directory is whole all the same.
         RunError: the disk is full.
     """
     record = _finished_record(run_dir)
@@ -114,6 +120,7 @@ def publish(run_dir: Path, destination: Destination) -> str:
         write_card(run_dir, destination.repo_id)
     message = f"Publish {run_dir.name} of tinystories_hf"
     try:
+        _check_onnx(run_dir)
         _commit(staged_files(run_dir), destination, record.run_id, message, FOR_THE_MODEL)
         _publish_waiting(run_dir, destination, record.run_id, FOR_THE_MODEL)
     except Exception as error:
@@ -165,9 +172,9 @@ def describe_push(run_dir: Path, destination_name: str) -> str:
     """Return what a push would upload, with sizes, and the card it would carry.
 
     Raises:
-        UserError: the run is not finished.
+        UserError: as `check_run`.
     """
-    _finished_record(run_dir)
+    check_run(run_dir)
     card = render_card(run_dir, destination_name)
     sizes = {name: path.stat().st_size for name, path in staged_files(run_dir).items()}
     sizes[CARD_FILE] = len(card.encode())
@@ -178,7 +185,7 @@ def describe_push(run_dir: Path, destination_name: str) -> str:
 
 def staged_files(run_dir: Path) -> dict[str, Path]:
     """Return what of a run directory is published, by its name in the repository."""
-    return _matching(run_dir, (*MODEL_FILES, *RUN_FILES))
+    return _matching(run_dir, (*MODEL_FILES, *RUN_FILES, *ONNX_FILES))
 
 
 def retry_command(run_dir: Path, destination: Destination) -> str:
@@ -196,7 +203,23 @@ def retry_command(run_dir: Path, destination: Destination) -> str:
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
     found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-    return {path.name: path for path in found if path.is_file()}
+    return {path.relative_to(folder).as_posix(): path for path in found if path.is_file()}
+
+
+def check_run(run_dir: Path) -> provenance.RunRecord:
+    """Return the record of a run that may be published.
+
+    Raises:
+        UserError: it is not finished, lacks a file, or its ONNX files are of other weights.
+    """
+    record = _finished_record(run_dir)
+    _check_onnx(run_dir)
+    return record
+
+
+def _check_onnx(run_dir: Path) -> None:
+    if _matching(run_dir, ONNX_FILES):
+        check_export(run_dir)
 
 
 def _finished_record(run_dir: Path) -> provenance.RunRecord:
@@ -300,7 +323,8 @@ def _commit(
 ) -> None:
     """Make a revision hold these files by one commit; none where it holds them already.
 
-    On `main` other files stay unless `overwrite` is set; a branch holds these alone.
+    On `main` other files stay unless `overwrite` is set, but for an export of ours where the run
+    has none: it is of other weights. A branch holds these alone.
     """
     _refuse_secrets(files)
     repo_id, revision = destination.repo_id, destination.revision
@@ -316,12 +340,10 @@ def _commit(
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
             for name, path in files.items()
         ]
-        if revision != MAIN or destination.overwrite:
-            present = set(api.list_repo_files(repo_id, revision=revision))
-            operations += [
-                CommitOperationDelete(path_in_repo=name)
-                for name in sorted(present - set(files) - OF_THE_HUB)
-            ]
+        gone = set(api.list_repo_files(repo_id, revision=revision)) - set(files) - OF_THE_HUB
+        if revision == MAIN and not destination.overwrite:
+            gone &= EXPORTED if f"{FOLDER}/{RECORD}" in gone else set()
+        operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(gone)]
         with plain_uploads_where_there_is_no_xet(repo_id), without_progress_bars():
             api.create_commit(repo_id, operations, commit_message=message, revision=revision)
 
