@@ -22,8 +22,9 @@ from tests.publishing import REPO, TOKEN, everything, on_disk, published, write_
 from tests.test_stock_loading import load_stock
 from tinystories_hf import hub as publishing
 from tinystories_hf.arguments import HubArguments
+from tinystories_hf.destination import Destination
 from tinystories_hf.errors import UserError
-from tinystories_hf.hub import Destination, check_destination, publish, staged_files
+from tinystories_hf.hub import check_destination, publish, staged_files
 from tinystories_hf.provenance import read_record
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
