@@ -1,26 +1,47 @@
-"""Publish a finished run on the Hugging Face Hub, or show what would be published.
+"""Publish a finished run, or a page, on the Hugging Face Hub, or show what would be published.
 
     python scripts/push_to_hub.py --model runs/xs --repo me/tinystories-xs
     python scripts/push_to_hub.py --model runs/xs --repo me/tinystories-xs --dry_run
+    python scripts/push_to_hub.py --site site --space me/tinystories-demo
 
 Log in with `hf auth login` first, or set HF_TOKEN. Pushing again uploads only what differs.
 """
 
 from tinystories_hf.errors import report_user_errors
-from tinystories_hf.script_arguments import parse_push_arguments
+from tinystories_hf.script_arguments import PushRequest, SpaceRequest, parse_push_arguments
 
 
 def main() -> None:
     """Parse, check, publish."""
     request = parse_push_arguments(description=__doc__ or "")
-    from tinystories_hf import hub, provenance
+    push_page(request) if isinstance(request, SpaceRequest) else push_run(request)
+
+
+def push_run(request: PushRequest) -> None:
+    """Publish a run, or show it."""
+    from tinystories_hf import hub
 
     if request.dry_run:
         print(hub.describe_push(request.model, str(request.hub.hub_model_id)))
         return
-    run_id = provenance.read_record(request.model).run_id
+    run_id = hub.check_run(request.model).run_id
     destination = hub.check_destination(request.hub, request.model, run_id, request.revision)
     print(f"published {hub.publish(request.model, destination)}")
+
+
+def push_page(request: SpaceRequest) -> None:
+    """Publish a page as a Space, or show it."""
+    from tinystories_hf import space
+    from tinystories_hf.destination import Destination
+
+    wanted = Destination(
+        request.space, private=request.private, overwrite=request.overwrite, repo_type="space"
+    )
+    if request.dry_run:
+        print(space.describe_space(request.site, wanted))
+        return
+    destination = space.check_space(request.site, wanted)
+    print(f"published {space.publish_space(request.site, destination)}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,15 @@ from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from tests.loopback_state import GIT_ATTRIBUTES, ROUTES, Account, Fault, Repository, is_large
+from tests.loopback_state import (
+    GIT_ATTRIBUTES,
+    ROUTES,
+    STATIC_SPACE,
+    Account,
+    Fault,
+    Repository,
+    is_large,
+)
 
 if TYPE_CHECKING:
     from tests.loopback_hub import LoopbackHub
@@ -27,6 +35,9 @@ class _RefusedError(Exception):
 
 def handler_of(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
     """Return the class that answers the requests of a Hub."""
+
+    def _url(kind: str, repo: str) -> str:
+        return f"{hub.url}/{'' if kind == 'models' else kind + '/'}{repo}"
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -111,6 +122,7 @@ def handler_of(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             for key, value in {"Content-Type": kind, **(headers or {})}.items():
                 self.send_header(key, value)
             self.send_header("Content-Length", str(len(data)))
+            self.send_header("Access-Control-Allow-Origin", "*")  # a page elsewhere may read it
             self.end_headers()
             if self.command != "HEAD":
                 hub.bytes_served += len(data)
@@ -165,11 +177,16 @@ def handler_of(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             owner = wanted.get("organization") or (account.name if account else "")
             self.may_write(f"{owner}/{wanted['name']}")
             key = (wanted.get("type", "model") + "s", f"{owner}/{wanted['name']}")
-            url = f"{hub.url}/{'' if key[0] == 'models' else key[0] + '/'}{key[1]}"
+            url = _url(*key)
+            files = {".gitattributes": GIT_ATTRIBUTES}
+            if key[0] == "spaces":
+                if wanted.get("sdk") not in ("static", "gradio", "docker"):
+                    raise _RefusedError(400, "", "a Space needs an sdk")
+                files |= STATIC_SPACE if wanted["sdk"] == "static" else {}
             if key in hub.repositories:
                 return {"error": "You already created this repo", "url": url}, {}, 409
             private = wanted.get("private", False) or wanted.get("visibility") == "private"
-            hub.repositories[key] = Repository({".gitattributes": GIT_ATTRIBUTES}, private)
+            hub.repositories[key] = Repository(files, private)
             hub.write(*key, "main")
             return {"url": url, "name": key[1]}, {}, 200
 
@@ -260,7 +277,7 @@ def handler_of(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
                     raise _RefusedError(404, "EntryNotFound", "A file with this name doesn't exist")
             new = found.add(rev, files)
             hub.write(kind, repo, rev)
-            url = f"{hub.url}/{repo}/commit/{new}"
+            url = f"{_url(kind, repo)}/commit/{new}"
             return {"success": True, "commitOid": new, "commitUrl": url, "hookOutput": ""}, {}, 200
 
         def answer_auth_check(self, kind: str, repo: str) -> Any:

@@ -39,6 +39,13 @@ ROUTES = [
 REQUEST_NAMES = tuple(name for name, _, _ in ROUTES)
 GIT_ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
+# What a static Space comes with.
+STATIC_SPACE = {
+    "README.md": b"---\nsdk: static\n---\n",
+    "index.html": b"<!doctype html>\n<p>A new Space</p>\n",
+    "style.css": b"body { margin: 2em }\n",
+}
+
 
 @dataclass
 class Account:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tests.loopback_hub import LoopbackHub
+from tinystories_hf.files import file_sha256
 from tinystories_hf.hub import staged_files
 
 TOKEN = "hf_KnownSecretValue0123456789abcdef"
@@ -27,3 +29,17 @@ def everything(hub: LoopbackHub) -> list[bytes]:
         *hub.large_files.values(),
         *(content for files in commits for content in files.values()),
     ]
+
+
+def write_export(run_dir: Path) -> None:
+    """Put files beside a model as an export does, with a record that is true of them."""
+    folder = run_dir / "onnx"
+    folder.mkdir()
+    names = ("model.onnx", "model_quantized.onnx")
+    for name in names:
+        (folder / name).write_bytes(b"\0graph " + name.encode())
+    record = {
+        "weights_sha256": file_sha256(run_dir / "model.safetensors"),
+        "files": {name: {"sha256": file_sha256(folder / name)} for name in names},
+    }
+    (folder / "export.json").write_text(json.dumps(record))

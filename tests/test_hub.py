@@ -18,12 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.conftest import environment, seconds_of_children, train_tiny
 from tests.loopback_hub import LoopbackHub
 from tests.loopback_state import Account, Fault, Repository
-from tests.publishing import REPO, TOKEN, everything, on_disk, published
+from tests.publishing import REPO, TOKEN, everything, on_disk, published, write_export
 from tests.test_stock_loading import load_stock
 from tinystories_hf import hub as publishing
 from tinystories_hf.arguments import HubArguments
+from tinystories_hf.destination import Destination
 from tinystories_hf.errors import UserError
-from tinystories_hf.hub import Destination, check_destination, publish, staged_files
+from tinystories_hf.hub import check_destination, publish, staged_files
 from tinystories_hf.provenance import read_record
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -227,6 +228,48 @@ def test_a_branch_holds_the_run_alone(
     assert published(mine) == {"other.bin": b"other"}
 
 
+ONNX = {"onnx/model.onnx", "onnx/model_quantized.onnx", "onnx/export.json"}
+
+
+def test_an_exported_run_takes_its_onnx_files_along_and_leaves_none_of_other_weights_behind(
+    mine: LoopbackHub, client: list[float], run_dir: Path
+) -> None:
+    write_export(run_dir)
+    publishing.publish_checkpoint(run_dir / "checkpoint-10", run_dir, Destination(REPO), 10)
+    publish(run_dir, Destination(REPO))
+    assert published(mine) == on_disk(run_dir)
+    assert set(published(mine)) >= ONNX
+    assert "model.safetensors" in published(mine, "step-10")
+    assert not [name for name in published(mine, "step-10") if name.startswith("onnx")]
+    mine.repositories["models", REPO].add("main", {**published(mine), "onnx/mine.txt": b"kept"})
+    shutil.rmtree(run_dir / "onnx")
+    publish(run_dir, Destination(REPO))
+    assert published(mine) == {**on_disk(run_dir), "onnx/mine.txt": b"kept"}
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", *sorted(ONNX), "onnx/more.onnx"])
+def test_an_export_that_is_not_of_the_weights_is_refused_before_the_hub_is_asked(
+    mine: LoopbackHub, client: list[float], run_dir: Path, changed: str
+) -> None:
+    write_export(run_dir)
+    publishing.check_run(run_dir)
+    (run_dir / changed).write_bytes(b"other")
+    with pytest.raises(UserError) as caught:
+        publishing.check_run(run_dir)
+    assert f"python scripts/export_onnx.py --model {run_dir}" in str(caught.value)
+    with pytest.raises(UserError, match=r"whole but not published .*export_onnx.* to publish it"):
+        publish(run_dir, Destination(REPO))
+    assert mine.requests == []
+
+
+@pytest.mark.parametrize("gone", sorted(ONNX))
+def test_half_an_export_is_refused(run_dir: Path, gone: str) -> None:
+    write_export(run_dir)
+    (run_dir / gone).unlink()
+    with pytest.raises(UserError, match=r"; run python scripts/export_onnx\.py --model"):
+        publishing.check_run(run_dir)
+
+
 def test_an_unfinished_run_is_not_published(
     mine: LoopbackHub, client: list[float], run_dir: Path
 ) -> None:
@@ -312,9 +355,11 @@ def test_the_script_publishes_wherever_the_token_was_put(
 
 
 def test_a_dry_run_shows_all_and_changes_nothing(run_script: Run, run_dir: Path) -> None:
+    write_export(run_dir)
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     done = run_script("push_to_hub.py", "--model", str(run_dir), "--repo", REPO, "--dry_run")
     assert done.returncode == 0, done.stderr
+    assert set(staged_files(run_dir)) >= ONNX
     for name in staged_files(run_dir):
         assert name in done.stdout
     assert f'pipeline("text-generation", model="{REPO}")' in done.stdout

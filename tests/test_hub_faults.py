@@ -11,8 +11,9 @@ from tests.loopback_hub import LoopbackHub
 from tests.loopback_state import Fault
 from tests.publishing import REPO, on_disk, published
 from tinystories_hf import hub as publishing
+from tinystories_hf.destination import Destination
 from tinystories_hf.errors import UserError
-from tinystories_hf.hub import Destination, publish
+from tinystories_hf.hub import publish
 from tinystories_hf.hub_client import Patience
 
 WHATS = ("429", "429=3", "500", "502", "503", "drop=100", "drop=0", "lost", "slow=1")

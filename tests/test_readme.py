@@ -17,7 +17,13 @@ from tests.conftest import ROOT, environment
 from tinystories_hf.arguments import parse_arguments
 from tinystories_hf.benchmark.run import parse_benchmark_arguments
 from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
-from tinystories_hf.script_arguments import parse_generation_arguments, parse_push_arguments
+from tinystories_hf.script_arguments import (
+    SpaceRequest,
+    parse_export_arguments,
+    parse_generation_arguments,
+    parse_page_arguments,
+    parse_push_arguments,
+)
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
@@ -46,9 +52,16 @@ SCRIPT_COMMANDS = [
     if any(word.startswith("scripts/") for word in words)
 ]
 
+# Those that the scripts begin with, too.
+SCRIPT_COMMANDS += [
+    shlex.split(line)
+    for path in sorted((ROOT / "scripts").glob("*.py"))
+    for line in re.findall(r"^    ((?:python|accelerate launch) .*)", path.read_text(), re.M)
+]
+
 
 @pytest.mark.parametrize("words", SCRIPT_COMMANDS, ids=" ".join)
-def test_a_command_of_the_readme_is_one_the_scripts_take(words: list[str]) -> None:
+def test_a_command_of_the_readme_or_of_a_script_is_one_the_scripts_take(words: list[str]) -> None:
     position = next(index for index, word in enumerate(words) if word.startswith("scripts/"))
     script, flags = words[position], words[position + 1 :]
     before = words[:position]
@@ -63,7 +76,11 @@ def test_a_command_of_the_readme_is_one_the_scripts_take(words: list[str]) -> No
     if script == "scripts/generate.py":
         parse_generation_arguments(flags)
     elif script == "scripts/push_to_hub.py":
-        parse_push_arguments(flags)
+        assert isinstance(parse_push_arguments(flags), SpaceRequest) == ("--site" in flags)
+    elif script == "scripts/export_onnx.py":
+        parse_export_arguments(flags)
+    elif script == "scripts/build_page.py":
+        parse_page_arguments(flags)
     elif script == "scripts/evaluate.py":
         parse_evaluation_arguments(flags)
     elif script == "scripts/benchmark.py":

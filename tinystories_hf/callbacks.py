@@ -21,6 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from tinystories_hf import hub
 from tinystories_hf.arguments import GenerationArguments
+from tinystories_hf.destination import Destination
 from tinystories_hf.files import write_text
 from tinystories_hf.generation import Story, generate_stories
 from tinystories_hf.modeling import whole_model
@@ -98,7 +99,7 @@ class PublishCheckpoints(TrainerCallback):
 
     def __init__(
         self,
-        destination: hub.Destination,
+        destination: Destination,
         clock_stopped: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.destination = destination

@@ -12,10 +12,11 @@ from typing import Any
 
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from tinystories_hf import checkpoints, hub, provenance
+from tinystories_hf import checkpoints, provenance
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.card import write_card
 from tinystories_hf.data import PreparedData
+from tinystories_hf.destination import Destination
 from tinystories_hf.evaluation.arguments import EvaluationArguments
 from tinystories_hf.evaluation.plots import plot_loss
 from tinystories_hf.evaluation.results import Results, new_results, read_results, write_results
@@ -35,7 +36,7 @@ def finish_run(
     trainer: StoryTrainer,
     prepared: PreparedData,
     record: provenance.RunRecord,
-    destination: hub.Destination | None,
+    destination: Destination | None,
 ) -> dict[str, float]:
     """Save the model, measure its final loss and complete the run directory.
 

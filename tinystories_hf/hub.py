@@ -11,30 +11,27 @@ import shlex
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors
-from huggingface_hub.utils import (
-    validate_repo_id,
-)
+from huggingface_hub import HfApi, constants
 
 from tinystories_hf import provenance
 from tinystories_hf.arguments import HubArguments
 from tinystories_hf.card import CARD_FILE, render_card, write_card
+from tinystories_hf.destination import (
+    MAIN,
+    OF_THE_HUB,
+    ContentCheck,
+    Destination,
+    commit,
+    holds_something_else,
+    open_destination,
+)
 from tinystories_hf.errors import UserError
 from tinystories_hf.files import telling_a_full_disk
-from tinystories_hf.hub_client import (
-    FOR_A_CHECKPOINT,
-    FOR_THE_MODEL,
-    Patience,
-    ask,
-    explain,
-    plain_uploads_where_there_is_no_xet,
-    without_progress_bars,
-)
+from tinystories_hf.hub_client import FOR_A_CHECKPOINT, FOR_THE_MODEL, Patience, explain
+from tinystories_hf.onnx_export import FOLDER, FP32, Q8, RECORD, check_export
 
 # All that a model folder publishes; what is not named (optimizer state, pickles, caches) stays.
 MODEL_FILES = (
@@ -47,25 +44,13 @@ RUN_FILES = (
     *(CARD_FILE, provenance.FILE, provenance.SAMPLES_FILE),
     *("*_results.json", "evaluation.md", "*.png"),
 )
+# Of a run alone: the checkpoints that become branches are not exported.
+ONNX_FILES = (f"{FOLDER}/*.onnx", f"{FOLDER}/{RECORD}")
 REQUIRED = ("config.json", "model.safetensors", "tokenizer.json", CARD_FILE, provenance.FILE)
 # Models of checkpoints that are to become branches; each goes when it is published.
 WAITING = "unpublished"
-MAIN = "main"
-# Written by the Hub itself into each repository.
-OF_THE_HUB = {".gitattributes"}
-
-
-@dataclass(frozen=True)
-class Destination:
-    """A revision of a repository, and what may be done to it."""
-
-    repo_id: str
-    revision: str = MAIN
-    private: bool = False
-    overwrite: bool = False
-
-    def __str__(self) -> str:
-        return self.repo_id if self.revision == MAIN else f"{self.repo_id} ({self.revision})"
+# What scripts/export_onnx.py makes, by its names in a repository.
+EXPORTED = {f"{FOLDER}/{name}" for name in (FP32, Q8, RECORD)}
 
 
 def check_destination(
@@ -77,26 +62,11 @@ def check_destination(
     of another run is refused.
 
     Raises:
-        UserError: an illegal name, no token, a token that may not write there, a repository that
-            holds something else, or the Hub cannot be reached.
+        UserError: as `open_destination`.
     """
     name = hub.hub_model_id or run_dir.name
-    try:
-        validate_repo_id(name)
-        account = ask(lambda api: api.whoami())
-        repo_id = name if "/" in name else f"{account['name']}/{name}"
-        _check_rights(account, repo_id)
-        destination = Destination(repo_id, revision, hub.hub_private_repo, hub.hub_overwrite)
-        ask(lambda api: _create(api, destination))
-        ask(lambda api: api.auth_check(repo_id, write=True))
-        ask(lambda api: _check_content(api, destination, run_id, hub.hub_strategy != "end"))
-    except errors.HFValidationError as error:
-        raise UserError(f"hub_model_id: {name!r} is no legal name: {error}") from error
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"push_to_hub: {explain(error, name)}") from error
-    return destination
+    wanted = Destination(name, revision, hub.hub_private_repo, hub.hub_overwrite)
+    return open_destination(wanted, _of_the_run(run_id, hub.hub_strategy != "end"))
 
 
 def publish(run_dir: Path, destination: Destination) -> str:
@@ -105,8 +75,9 @@ def publish(run_dir: Path, destination: Destination) -> str:
     Files whose bytes are there already are not uploaded again.
 
     Raises:
-        UserError: the run is not finished, a file holds the Hub token, the repository holds
-            something else, or the upload failed for good. The run directory is whole all the same.
+        UserError: the run is not finished, its ONNX files are of other weights, a file holds the
+            Hub token, the repository holds something else, or the upload failed for good. The run
+            directory is whole all the same.
         RunError: the disk is full.
     """
     record = _finished_record(run_dir)
@@ -114,6 +85,7 @@ def publish(run_dir: Path, destination: Destination) -> str:
         write_card(run_dir, destination.repo_id)
     message = f"Publish {run_dir.name} of tinystories_hf"
     try:
+        _check_onnx(run_dir)
         _commit(staged_files(run_dir), destination, record.run_id, message, FOR_THE_MODEL)
         _publish_waiting(run_dir, destination, record.run_id, FOR_THE_MODEL)
     except Exception as error:
@@ -165,9 +137,9 @@ def describe_push(run_dir: Path, destination_name: str) -> str:
     """Return what a push would upload, with sizes, and the card it would carry.
 
     Raises:
-        UserError: the run is not finished.
+        UserError: as `check_run`.
     """
-    _finished_record(run_dir)
+    check_run(run_dir)
     card = render_card(run_dir, destination_name)
     sizes = {name: path.stat().st_size for name, path in staged_files(run_dir).items()}
     sizes[CARD_FILE] = len(card.encode())
@@ -178,7 +150,7 @@ def describe_push(run_dir: Path, destination_name: str) -> str:
 
 def staged_files(run_dir: Path) -> dict[str, Path]:
     """Return what of a run directory is published, by its name in the repository."""
-    return _matching(run_dir, (*MODEL_FILES, *RUN_FILES))
+    return _matching(run_dir, (*MODEL_FILES, *RUN_FILES, *ONNX_FILES))
 
 
 def retry_command(run_dir: Path, destination: Destination) -> str:
@@ -196,7 +168,23 @@ def retry_command(run_dir: Path, destination: Destination) -> str:
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
     found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-    return {path.name: path for path in found if path.is_file()}
+    return {path.relative_to(folder).as_posix(): path for path in found if path.is_file()}
+
+
+def check_run(run_dir: Path) -> provenance.RunRecord:
+    """Return the record of a run that may be published.
+
+    Raises:
+        UserError: it is not finished, lacks a file, or its ONNX files are of other weights.
+    """
+    record = _finished_record(run_dir)
+    _check_onnx(run_dir)
+    return record
+
+
+def _check_onnx(run_dir: Path) -> None:
+    if _matching(run_dir, ONNX_FILES):
+        check_export(run_dir)
 
 
 def _finished_record(run_dir: Path) -> provenance.RunRecord:
@@ -208,45 +196,12 @@ def _finished_record(run_dir: Path) -> provenance.RunRecord:
     return record
 
 
-def _check_rights(account: dict[str, Any], repo_id: str) -> None:
-    """Raise a `UserError` where whoami already tells that the token may not write there."""
-    owner = repo_id.partition("/")[0]
-    token = account.get("auth", {}).get("accessToken", {})
-    if token.get("role") == "read":
-        raise UserError(
-            "push_to_hub: the Hub token may only read; make one that may write at"
-            f" {constants.ENDPOINT}/settings/tokens, then `hf auth login`"
-        )
-    if token.get("role") == "fineGrained":
-        scopes = token.get("fineGrained", {}).get("scoped", [])
-        named = {
-            scope.get("entity", {}).get("name")
-            for scope in scopes
-            if "repo.write" in scope.get("permissions", [])
-        }
-        if not named & {owner, repo_id}:
-            raise UserError(
-                f"push_to_hub: the Hub token has no `repo.write` for {repo_id}; add it at"
-                f" {constants.ENDPOINT}/settings/tokens"
-            )
-    organizations = {entry["name"]: entry for entry in account.get("orgs", [])}
-    if owner != account["name"] and owner not in organizations:
-        raise UserError(
-            f"hub_model_id: {account['name']} is no member of {owner}; use"
-            f" {account['name']}/{repo_id.partition('/')[2]}"
-        )
-    if organizations.get(owner, {}).get("roleInOrg") == "read":
-        raise UserError(f"hub_model_id: {account['name']} may only read in {owner}")
-
-
-def _create(api: HfApi, destination: Destination) -> None:
-    # None leaves the choice to the Hub: an organization may make its repositories private.
-    private = True if destination.private else None
-    api.create_repo(destination.repo_id, private=private, exist_ok=True)
+def _of_the_run(run_id: str | None, with_steps: bool = False) -> ContentCheck:
+    return lambda api, destination: _check_content(api, destination, run_id, with_steps)
 
 
 def _check_content(
-    api: HfApi, destination: Destination, run_id: str | None, with_steps: bool = False
+    api: HfApi, destination: Destination, run_id: str | None, with_steps: bool
 ) -> None:
     """Raise a `UserError` where publishing would touch what is not of this run."""
     if destination.overwrite:
@@ -258,11 +213,7 @@ def _check_content(
     for revision in sorted(wanted):
         names = set(api.list_repo_files(destination.repo_id, revision=revision)) - OF_THE_HUB
         if names and _run_id_of(api, destination.repo_id, revision, names) != run_id:
-            raise UserError(
-                f"hub_model_id: {replace(destination, revision=revision)} already holds something"
-                f" else ({', '.join(sorted(names)[:3])}, ...); choose another name, or replace it"
-                " with --hub_overwrite (push_to_hub.py: --overwrite)"
-            )
+            raise holds_something_else(replace(destination, revision=revision), names)
 
 
 def _run_id_of(api: HfApi, repo_id: str, revision: str, names: set[str]) -> str | None:
@@ -298,38 +249,14 @@ def _commit(
     message: str,
     patience: Patience,
 ) -> None:
-    """Make a revision hold these files by one commit; none where it holds them already.
-
-    On `main` other files stay unless `overwrite` is set; a branch holds these alone.
-    """
-    _refuse_secrets(files)
-    repo_id, revision = destination.repo_id, destination.revision
-
-    def attempt(api: HfApi) -> None:
-        _create(api, destination)
-        _check_content(api, destination, run_id)
-        if revision != MAIN:
-            # From the empty first commit: a branch from main would hold another model for a moment.
-            first = api.list_repo_commits(repo_id)[-1].commit_id
-            api.create_branch(repo_id, branch=revision, revision=first, exist_ok=True)
-        operations: list[Any] = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
-            for name, path in files.items()
-        ]
-        if revision != MAIN or destination.overwrite:
-            present = set(api.list_repo_files(repo_id, revision=revision))
-            operations += [
-                CommitOperationDelete(path_in_repo=name)
-                for name in sorted(present - set(files) - OF_THE_HUB)
-            ]
-        with plain_uploads_where_there_is_no_xet(repo_id), without_progress_bars():
-            api.create_commit(repo_id, operations, commit_message=message, revision=revision)
-
-    ask(attempt, patience)
+    """Publish files of a run: on `main` beside others unless `overwrite` is set, else alone."""
+    check = _of_the_run(run_id)
+    if destination.revision == MAIN and not destination.overwrite:
+        commit(files, destination, check, message, patience, _export_of_other_weights)
+    else:
+        commit(files, destination, check, message, patience)
 
 
-def _refuse_secrets(files: dict[str, Path]) -> None:
-    token = huggingface_hub.get_token()
-    for name, path in files.items():
-        if token and token.encode() in path.read_bytes():
-            raise UserError(f"{path} holds your Hub token; remove it from {name} first")
+def _export_of_other_weights(others: set[str]) -> set[str]:
+    """Return the export that a repository holds and the run does not."""
+    return others & EXPORTED if f"{FOLDER}/{RECORD}" in others else set()

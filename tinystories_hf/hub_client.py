@@ -49,14 +49,14 @@ FOR_A_CHECKPOINT = Patience(attempts=2, timeout=30.0)
 
 
 @contextmanager
-def plain_uploads_where_there_is_no_xet(repo_id: str) -> Iterator[None]:
+def plain_uploads_where_there_is_no_xet(repo_id: str, repo_type: str = "model") -> Iterator[None]:
     """Upload over plain HTTP to a Hub without Xet storage, such as a mirror.
 
     The client takes Xet whenever the package is installed, and fails where the Hub has none.
     """
     had = constants.HF_HUB_DISABLE_XET
     if not had:
-        url = f"{constants.ENDPOINT}/api/models/{repo_id}/xet-write-token/main"
+        url = f"{constants.ENDPOINT}/api/{repo_type}s/{repo_id}/xet-write-token/main"
         answer = get_session().get(url, headers=build_hf_headers())
         constants.HF_HUB_DISABLE_XET = answer.status_code == 404
     try:

@@ -6,7 +6,9 @@ name: `onnx/model.onnx` (dtype "fp32"), `onnx/model_quantized.onnx` (dtype "q8")
 
 from __future__ import annotations
 
+import json
 import logging
+import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -110,6 +112,36 @@ def export_onnx(folder: Path) -> ExportRecord:
         )
         _move_in([fp32, q8], folder / FOLDER, record)
     return record
+
+
+def check_export(folder: Path, names: Sequence[str] | None = None) -> None:
+    """Find out whether exported files are what was exported, from the weights beside them.
+
+    `names` are the graphs that are needed; without it, all that are there. Needs none of the
+    packages for exporting.
+
+    Raises:
+        UserError: there is no export, it is of other weights, or a graph is another or none.
+    """
+    command = shlex.join(["python", "scripts/export_onnx.py", "--model", str(folder)])
+    path = folder / FOLDER / RECORD
+    if not path.is_file():
+        raise UserError(f"{folder} is not exported; run {command}")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        weights = record["weights_sha256"]
+        stored = {name: entry["sha256"] for name, entry in record["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is no record of an export; run {command}") from None
+    if weights != file_sha256(folder / WEIGHTS):
+        raise UserError(f"{folder} was exported from other weights; run {command}")
+    there = {graph.name for graph in path.parent.glob("*.onnx")}
+    for name in sorted(names or there | set(stored)):
+        graph = path.parent / name
+        if name in there and name not in stored:
+            raise UserError(f"{graph} was not made by {command}; remove it")
+        if name not in there or file_sha256(graph) != stored[name]:
+            raise UserError(f"{graph} is not what was exported; run {command}")
 
 
 def _require_packages() -> None:

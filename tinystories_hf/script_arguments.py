@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tinystories_hf.arguments import GenerationArguments, HubArguments
 from tinystories_hf.errors import UserError
@@ -21,18 +21,31 @@ class PushRequest(NamedTuple):
     hub: HubArguments
 
 
+class SpaceRequest(NamedTuple):
+    """What scripts/push_to_hub.py is asked for where a page is to become a Space."""
+
+    site: Path
+    space: str
+    private: bool
+    overwrite: bool
+    dry_run: bool
+
+
 def parse_push_arguments(
     argv: Sequence[str] | None = None, *, description: str = ""
-) -> PushRequest:
+) -> PushRequest | SpaceRequest:
     """Read the command line of scripts/push_to_hub.py.
 
     Raises:
-        UserError: an unknown flag, or no model or repository.
+        UserError: an unknown flag, neither a run with its repository nor a page with its Space, or
+            both.
     """
     parser = StrictParser(description)
     parser.add_argument("--model", metavar="DIR", help="run directory")
     parser.add_argument("--repo", metavar="NAME", help="repository, such as me/tinystories-xs")
     parser.add_argument("--revision", metavar="REV", help="branch to publish to [main]")
+    parser.add_argument("--site", metavar="DIR", help="page of scripts/build_page.py, not a run")
+    parser.add_argument("--space", metavar="NAME", help="its Space, such as me/tinystories-demo")
     parser.add_argument("--private", action="store_true", help="if the repository is created")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what else the repository holds"
@@ -41,6 +54,8 @@ def parse_push_arguments(
         "--dry_run", action="store_true", help="show files and card, and change nothing"
     )
     flags = {name: setting.value for name, setting in parser.parse_layer(argv).items()}
+    if {"site", "space"} & set(flags):
+        return _space_request(flags)
     if "model" not in flags or "repo" not in flags:
         raise UserError("give --model and --repo, such as --model runs/xs --repo me/tinystories-xs")
     hub = HubArguments(
@@ -51,6 +66,21 @@ def parse_push_arguments(
     )
     revision = flags.get("revision", "main")
     return PushRequest(Path(flags["model"]), revision, "dry_run" in flags, hub)
+
+
+def _space_request(flags: dict[str, Any]) -> SpaceRequest:
+    if not {"site", "space"} <= set(flags):
+        raise UserError(
+            "give --site and --space together, such as --site site --space me/tinystories-demo"
+        )
+    of_a_run = [f"--{name}" for name in ("model", "repo", "revision") if name in flags]
+    if of_a_run:
+        raise UserError(
+            f"{', '.join(of_a_run)}: is for a run, --site and --space for a page; push one after"
+            " the other"
+        )
+    more = ("private" in flags, "overwrite" in flags, "dry_run" in flags)
+    return SpaceRequest(Path(flags["site"]), flags["space"], *more)
 
 
 def parse_export_arguments(argv: Sequence[str] | None = None, *, description: str = "") -> Path:

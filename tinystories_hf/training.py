@@ -19,6 +19,7 @@ from tinystories_hf.arguments import Arguments, TrainingArguments
 from tinystories_hf.batch import BatchPlan, plan_batch
 from tinystories_hf.callbacks import PublishCheckpoints, StorySamples
 from tinystories_hf.data import PreparedData, prepare
+from tinystories_hf.destination import Destination
 from tinystories_hf.errors import RunError, Stopped, UserError
 from tinystories_hf.finishing import finish_run, finished_metrics
 from tinystories_hf.guards import telling_a_dead_reader, telling_out_of_memory
@@ -91,7 +92,7 @@ def run_to_its_end(
     trainer: StoryTrainer,
     prepared: PreparedData,
     start: Start,
-    destination: hub.Destination | None,
+    destination: Destination | None,
 ) -> dict[str, float]:
     """Train what is left and complete the run directory; whatever happens, say how it ended."""
     run_dir, first = Path(arguments.training.output_dir), trainer.is_world_process_zero()
@@ -154,7 +155,7 @@ def agree_on_start(training: TrainingArguments, trainer_arguments: TrainerArgume
     return start
 
 
-def check_publishing(arguments: Arguments, start: Start) -> hub.Destination | None:
+def check_publishing(arguments: Arguments, start: Start) -> Destination | None:
     """Return where the run will be published; the first process finds out whether it may be.
 
     Raises:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 from huggingface_hub import ModelCard
 
+from tinystories_hf import onnx_export
 from tinystories_hf.card import CARD_FILE
 from tinystories_hf.errors import UserError
 from tinystories_hf.evaluation.stories import OUR_FILE
@@ -99,18 +100,12 @@ def build_page(models: Mapping[str, Path], out: Path, dtype: Dtype = "q8") -> st
 
 def check_export(name: str, folder: Path, dtype: Dtype) -> None:
     """Raise a `UserError` where a model has no ONNX files, or files of other weights than its."""
-    command = f"python scripts/export_onnx.py --model {folder}"
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{name}: {folder} is no model folder: it has no {WEIGHTS}")
-    if not (folder / FOLDER / RECORD).is_file():
-        raise UserError(f"{name}: {folder} is not exported; run {command}")
-    record = json.loads((folder / FOLDER / RECORD).read_text(encoding="utf-8"))
-    stored = record["files"][DTYPES[dtype]]["sha256"]
-    if record["weights_sha256"] != file_sha256(folder / WEIGHTS):
-        raise UserError(f"{name}: {folder} was exported from other weights; run {command}")
-    graph = folder / FOLDER / DTYPES[dtype]
-    if not graph.is_file() or file_sha256(graph) != stored:
-        raise UserError(f"{name}: {graph} is not what was exported; run {command}")
+    try:
+        onnx_export.check_export(folder, [DTYPES[dtype]])
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def is_page(folder: Path) -> bool:

@@ -1,0 +1,111 @@
+"""Publishing a built page as a static Space of the Hugging Face Hub, each push one commit."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants
+
+from tinystories_hf.destination import (
+    OF_THE_HUB,
+    Destination,
+    commit,
+    holds_something_else,
+    open_destination,
+)
+from tinystories_hf.errors import UserError
+from tinystories_hf.hub_client import FOR_THE_MODEL, explain
+from tinystories_hf.page.build import MANIFEST, is_page
+
+# What the Hub puts into a static Space when it is created, in one commit.
+FRESH = {"README.md", "index.html", "style.css"}
+
+
+def check_space(site: Path, wanted: Destination) -> Destination:
+    """Find out before any upload whether a page may be published, and create its Space.
+
+    Raises:
+        UserError: the folder is no page, or as `destination.open_destination`.
+    """
+    _require_page(site)
+    return open_destination(wanted, _check_content)
+
+
+def publish_space(site: Path, destination: Destination) -> str:
+    """Make a Space hold a page and nothing else, by one commit; return the URL.
+
+    Files whose bytes are there already are not uploaded again.
+
+    Raises:
+        UserError: the folder is no page, a file holds the Hub token, the Space holds something
+            else, or the upload failed for good.
+    """
+    _require_page(site)
+    message = f"Publish {site.resolve().name} of tinystories_hf"
+    try:
+        commit(page_files(site), destination, _check_content, message, FOR_THE_MODEL)
+    except Exception as error:
+        reason = error if isinstance(error, UserError) else explain(error, destination.repo_id)
+        raise UserError(
+            f"{site} is not published to {destination}: {reason}; to publish it:"
+            f" {retry_command(site, destination)}"
+        ) from error
+    return f"{constants.ENDPOINT}/spaces/{destination.repo_id}"
+
+
+def describe_space(site: Path, destination: Destination) -> str:
+    """Return what would be uploaded, with sizes.
+
+    Raises:
+        UserError: the folder is no page.
+    """
+    _require_page(site)
+    sizes = {name: path.stat().st_size for name, path in page_files(site).items()}
+    lines = [f"{size:>12,}  {name}" for name, size in sizes.items()]
+    return "\n".join([*lines, f"{sum(sizes.values()):>12,}  bytes for {destination}"])
+
+
+def page_files(site: Path) -> dict[str, Path]:
+    """Return what of a page is published, by its name in the Space: all but what is hidden."""
+    names = {path.relative_to(site): path for path in sorted(site.rglob("*")) if path.is_file()}
+    return {
+        name.as_posix(): path
+        for name, path in names.items()
+        if not any(part.startswith(".") for part in name.parts)
+    }
+
+
+def retry_command(site: Path, destination: Destination) -> str:
+    """Return the command line that publishes a page again."""
+    words = ["python", "scripts/push_to_hub.py", "--site", str(site)]
+    words += ["--space", destination.repo_id]
+    words += ["--private"] if destination.private else []
+    words += ["--overwrite"] if destination.overwrite else []
+    return shlex.join(words)
+
+
+def _require_page(site: Path) -> None:
+    if not is_page(site):
+        raise UserError(
+            f"site: {site} is no page; build it with python scripts/build_page.py --model runs/xs"
+            f" --out {shlex.quote(str(site))}"
+        )
+
+
+def _check_content(api: HfApi, destination: Destination) -> None:
+    """Raise a `UserError` where a Space holds neither a page of ours nor what it came with."""
+    repo_id = destination.repo_id
+    names = set(api.list_repo_files(repo_id, repo_type="space")) - OF_THE_HUB
+    if destination.overwrite or not names or (MANIFEST in names and _holds_page(api, repo_id)):
+        return
+    # A page made by hand has the names of a fresh one, but more than its one commit.
+    if not names <= FRESH or len(api.list_repo_commits(repo_id, repo_type="space")) > 1:
+        raise holds_something_else(destination, names)
+
+
+def _holds_page(api: HfApi, repo_id: str) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        api.hf_hub_download(repo_id, MANIFEST, repo_type="space", local_dir=folder)
+        return is_page(Path(folder))
