@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,11 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The newest whole checkpoint of a run, and why newer ones were passed over."""
+class Start:
+    """Where a run begins: its checkpoint, None for step 0; and what newer ones lacked."""
 
-    checkpoint: Checkpoint | None
-    passed_over: list[str]
+    checkpoint: Checkpoint | None = None
+    passed_over: list[str] = field(default_factory=list)
 
 
 def checkpoint_folder(run_dir: Path, step: int) -> Path:
@@ -86,15 +86,15 @@ def _step_in_name(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-def newest_whole(run_dir: Path) -> Found:
+def newest_whole(run_dir: Path) -> Start:
     """Return the newest checkpoint that is whole; nothing is deleted."""
     passed_over: list[str] = []
     for path in checkpoint_folders(run_dir):
         try:
-            return Found(read_checkpoint(path), passed_over)
+            return Start(read_checkpoint(path), passed_over)
         except UserError as error:
             passed_over.append(str(error))
-    return Found(None, passed_over)
+    return Start(None, passed_over)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -18,6 +18,7 @@ from tinystories_hf import checkpoints, hub, provenance
 from tinystories_hf.arguments import Arguments, TrainingArguments
 from tinystories_hf.batch import BatchPlan, plan_batch
 from tinystories_hf.callbacks import PublishCheckpoints, StorySamples
+from tinystories_hf.checkpoints import Start
 from tinystories_hf.data import PreparedData, prepare
 from tinystories_hf.errors import RunError, Stopped, UserError
 from tinystories_hf.finishing import finish_run, finished_metrics
@@ -32,7 +33,6 @@ from tinystories_hf.hardware import (
 from tinystories_hf.modeling import GPTNeoForCausalLM, build_model, count_parameters
 from tinystories_hf.packing import PackedRows
 from tinystories_hf.run_directory import (
-    Start,
     check_same_run,
     check_shared,
     claimed,
