@@ -209,7 +209,7 @@ class StoryTrainer(Trainer):
                 write_json(folder / PROGRESS, asdict(progress))
                 checkpoints.seal(folder, step, self.trajectory, versions())
                 checkpoints.move_in(folder, run_dir, step)
-                checkpoints.retain(run_dir, self.args.save_total_limit)
+                checkpoints.retain(run_dir, step, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
         self.last_checkpoint = checkpoints.checkpoint_folder(run_dir, step)
 
