@@ -23,7 +23,12 @@ from tinystories_hf.modeling import build_model
 from tinystories_hf.run_directory import check_same_run, where_to_start
 from tinystories_hf.stopping import StopRequest
 from tinystories_hf.trainer import StoryTrainer
-from tinystories_hf.training import build_trainer, build_trainer_arguments, train_steps
+from tinystories_hf.training import (
+    build_trainer,
+    build_trainer_arguments,
+    train_steps,
+    training_rows,
+)
 from tinystories_hf.trajectory import differences
 
 Parse = Callable[..., Arguments]
@@ -40,7 +45,8 @@ def trainer_of(arguments: Arguments, stop: StopRequest | None = None) -> StoryTr
     set_seed(arguments.training.seed)
     model = build_model(arguments.model, prepared.tokenizer, arguments.data.context_length)
     Path(arguments.training.output_dir).mkdir(exist_ok=True)
-    return build_trainer(arguments, plan, settings, prepared, model, stop)
+    rows = training_rows(arguments, prepared)
+    return build_trainer(arguments, plan, settings, prepared, rows, model, stop)
 
 
 def train_here(arguments: Arguments, stop: StopRequest | None = None, *also: Any) -> StoryTrainer:

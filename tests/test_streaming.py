@@ -27,7 +27,7 @@ from tinystories_hf.evaluation.reading import read_validation
 from tinystories_hf.run_directory import where_to_start
 from tinystories_hf.stopping import StopRequest
 from tinystories_hf.streaming import StreamedRows, shuffled
-from tinystories_hf.training import check_enough_rows, streamed_rows
+from tinystories_hf.training import check_enough_rows, training_rows
 
 Parse = Callable[..., Arguments]
 AUTO = ("--resume_from_checkpoint", "auto")
@@ -56,8 +56,8 @@ def stream_of(
     prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
     if read is not None:
         prepared = replace(prepared, stream=Split({}, read))
-    rows = streamed_rows(arguments, prepared)
-    assert rows is not None
+    rows = training_rows(arguments, prepared)
+    assert isinstance(rows, StreamedRows)
     return rows
 
 
@@ -213,7 +213,7 @@ def test_a_text_without_a_row_is_an_error_and_not_an_endless_loop(
     prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
     prepared = replace(prepared, stream=Split({}, lambda: iter(stories)))
     with pytest.raises(UserError, match="tokens for train, fewer than one row"):
-        check_enough_rows(arguments, prepared, plan_batch(arguments.training, 1))
+        check_enough_rows(training_rows(arguments, prepared), plan_batch(arguments.training, 1))
     with pytest.raises(RunError, match=r"pass 1 had .* 0 rows;"):
         next(iter(stream_of(arguments, lambda: iter(stories))))
 

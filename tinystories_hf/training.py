@@ -63,12 +63,13 @@ def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, fl
         with trainer_arguments.main_process_first(local=True, desc="preparing rows"):
             quiet = trainer_arguments.process_index > 0
             prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=quiet)
-        check_enough_rows(arguments, prepared, plan)
+        rows = training_rows(arguments, prepared)
+        check_enough_rows(rows, plan)
         set_seed(arguments.training.seed)
         model = build_model(arguments.model, prepared.tokenizer, arguments.data.context_length)
         if compiles(arguments.training):
             model.compile_training()
-        trainer = build_trainer(arguments, plan, trainer_arguments, prepared, model, stop)
+        trainer = build_trainer(arguments, plan, trainer_arguments, prepared, rows, model, stop)
         if start.checkpoint is not None:
             check_same_run(start.checkpoint, trainer.trajectory)
         if is_finished(run_dir, start, trainer.steps):
@@ -250,28 +251,27 @@ def build_trainer_arguments(training: TrainingArguments, plan: BatchPlan) -> Tra
     return built
 
 
-def streamed_rows(arguments: Arguments, prepared: PreparedData) -> StreamedRows | None:
-    """Return the training rows that are streamed, None where they lie prepared."""
+def training_rows(arguments: Arguments, prepared: PreparedData) -> StreamedRows | PackedRows:
+    """Return the rows that are trained on, streamed or as they lie prepared."""
     if prepared.stream is None:
-        return None
+        return PackedRows(prepared.rows("train"))
     training = arguments.training
     seed = training.seed if training.data_seed is None else training.data_seed
     return StreamedRows(prepared.stream, arguments.data, prepared.tokenizer, seed)
 
 
-def check_enough_rows(arguments: Arguments, prepared: PreparedData, plan: BatchPlan) -> None:
+def check_enough_rows(rows: StreamedRows | PackedRows, plan: BatchPlan) -> None:
     """Raise a `UserError` unless the training rows fill one step.
 
     Of a stream, which begins anew after its last row, one row is enough; one process looks.
     """
-    streamed = streamed_rows(arguments, prepared)
-    if streamed is not None:
+    if isinstance(rows, StreamedRows):
         if os.environ.get("RANK", "0") == "0":
-            streamed.require_a_row()
-    elif len(prepared.rows("train")) < plan.global_batch_size:
+            rows.require_a_row()
+    elif len(rows) < plan.global_batch_size:
         raise UserError(
-            f"global_batch_size {plan.global_batch_size} is more than the"
-            f" {len(prepared.rows('train'))} training rows; lower it or give more text"
+            f"global_batch_size {plan.global_batch_size} is more than the {len(rows)} training"
+            " rows; lower it or give more text"
         )
 
 
@@ -280,12 +280,12 @@ def build_trainer(
     plan: BatchPlan,
     trainer_arguments: TrainerArguments,
     prepared: PreparedData,
+    rows: StreamedRows | PackedRows,
     model: GPTNeoForCausalLM,
     stop: StopRequest | None = None,
 ) -> StoryTrainer:
     """Put model, rows and callbacks together."""
     training = arguments.training
-    rows = streamed_rows(arguments, prepared) or PackedRows(prepared.rows("train"))
     validation = prepared.validation
     if training.max_eval_rows is not None:
         validation = validation.select(range(min(training.max_eval_rows, len(validation))))
