@@ -33,8 +33,12 @@ from tinystories_hf.trajectory import differences
 
 Parse = Callable[..., Arguments]
 DROPOUT = ("--attention_dropout", "0.1", "--embed_dropout", "0.1", "--resid_dropout", "0.1")
-# A log every third step and a checkpoint every tenth: a running loss is under way at each.
-UNEVEN = ("--logging_steps", "3", "--max_steps", "20", *DROPOUT)
+# A log every third step and a checkpoint every tenth: a running loss is under way at each. Two
+# batches of evaluation: there is a middle.
+UNEVEN = (
+    *("--logging_steps", "3", "--max_steps", "20", "--per_device_eval_batch_size", "4"),
+    *DROPOUT,
+)
 TIMED = ("tokens_per_second", "seconds_per_step", "runtime", "per_second", "preparation_time")
 
 
@@ -77,22 +81,22 @@ class AskToStop(TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    ("event", "step"),
+    ("event", "step", "saved"),
     [
-        ("on_step_begin", 4),  # in the middle of a running loss
-        ("on_step_end", 10),  # when a checkpoint and an evaluation are due
-        ("on_prediction_step", 10),  # in the middle of that evaluation
-        ("on_prediction_step", 20),  # in the last one
-        ("on_step_end", 20),
+        ("on_step_begin", 4, 5),  # in the middle of a running loss
+        ("on_step_end", 10, 10),  # when a checkpoint and an evaluation are due
+        ("on_prediction_step", 10, 10),  # in the middle of that evaluation
+        ("on_prediction_step", 20, 20),  # in the last one
+        ("on_step_end", 20, 20),
     ],
 )
 def test_a_stop_anywhere_leaves_no_trace_in_log_samples_or_weights(
-    tiny_arguments: Parse, tmp_path: Path, event: str, step: int
+    tiny_arguments: Parse, tmp_path: Path, event: str, step: int, saved: int
 ) -> None:
     whole = train_here(tiny_arguments(*UNEVEN, "--output_dir", str(tmp_path / "whole")))
     resumed = tiny_arguments(*UNEVEN, "--resume_from_checkpoint", "auto")
     stop = StopRequest()
-    with pytest.raises(Stopped, match="by SIGTERM after step"):
+    with pytest.raises(Stopped, match=f"by SIGTERM after step {saved}, "):
         train_here(resumed, stop, AskToStop(stop, event, step))
     again = train_here(resumed)
     assert untimed(again) == untimed(whole)
@@ -103,6 +107,30 @@ def test_a_stop_anywhere_leaves_no_trace_in_log_samples_or_weights(
     )
     assert first.keys() == second.keys()
     assert all(first[name].equal(second[name]) for name in first)
+
+
+class Killed(BaseException):
+    """What no code of the run can see coming."""
+
+
+class Kill(AskToStop):
+    def look(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        if state.global_step == self.step:
+            raise Killed
+
+
+def test_stories_of_an_evaluation_that_was_made_up_for_are_told_once_though_the_run_dies_then(
+    tiny_arguments: Parse, tmp_path: Path
+) -> None:
+    resumed = tiny_arguments(*UNEVEN, "--resume_from_checkpoint", "auto")
+    stop = StopRequest()
+    with pytest.raises(Stopped):
+        train_here(resumed, stop, AskToStop(stop, "on_prediction_step", 10))
+    with pytest.raises(Killed):
+        train_here(resumed, StopRequest(), Kill(stop, "on_step_end", 12))
+    train_here(resumed)
+    samples = (tmp_path / "run/samples.md").read_text()
+    assert [samples.count(f"## Step {step}\n") for step in (10, 20)] == [1, 1]
 
 
 def test_a_run_goes_on_in_a_later_epoch_and_with_accumulation(
