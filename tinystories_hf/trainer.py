@@ -22,12 +22,11 @@ from tinystories_hf import checkpoints
 from tinystories_hf.batch import BatchPlan
 from tinystories_hf.callbacks import ConsoleLog, EvaluateAtTheEnd, StorySamples
 from tinystories_hf.checkpoints import Checkpoint
-from tinystories_hf.errors import Stopped
 from tinystories_hf.files import write_json
 from tinystories_hf.guards import StepLoss, check_losses, check_weights
 from tinystories_hf.hardware import add_up_in_fp32
 from tinystories_hf.provenance import versions
-from tinystories_hf.stopping import HOW_TO_GO_ON, StopRequest
+from tinystories_hf.stopping import StopRequest
 
 PROGRESS = "progress.json"
 
@@ -78,7 +77,7 @@ class StoryTrainer(Trainer):
         self._clock_step: int | None = None
         self._aside: Path | None = None
         self._losses: list[StepLoss] = []
-        callbacks = [StopWhenAsked(self), EvaluateAtTheEnd(), samples, ConsoleLog(), GoOn(self)]
+        callbacks = [EvaluateAtTheEnd(), samples, ConsoleLog(), StopAndGoOn(self)]
         super().__init__(*args, callbacks=callbacks, **kwargs)
         self.remove_callback(PrinterCallback)
         add_up_in_fp32(self.accelerator)
@@ -241,10 +240,7 @@ class StoryTrainer(Trainer):
         self._tr_loss = torch.tensor(own, device=self.args.device)
         self._globalstep_last_logged = self.earlier.last_logged_step
         if self.earlier.evaluation_due:
-            try:
-                self.evaluate()
-            except EvaluationInterrupted:
-                raise Stopped(f"in the evaluation of the last step; {HOW_TO_GO_ON}") from None
+            self.evaluate()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Say nothing of the head, which is the embedding and is not stored twice."""
@@ -262,16 +258,26 @@ class StoryTrainer(Trainer):
         self.go_on()
 
 
-class StopWhenAsked(TrainerCallback):
-    """End the training after a step, an evaluation after a batch, when a signal asked for it."""
+class StopAndGoOn(TrainerCallback):
+    """End the training where a signal asks for it; restore what its start has just set to zero.
+
+    Until the first step there is nothing to save, and a signal ends the process where it is: in the
+    evaluation that a stop left undone, or while a stream is read again, maybe for hours.
+    """
 
     def __init__(self, trainer: StoryTrainer) -> None:
         self.trainer = trainer
 
+    def on_train_begin(
+        self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Restore it; placed last, so that the samples of that evaluation find their file."""
+        self.trainer.go_on()
+
     def on_step_begin(
         self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Have signals wait for the end of the step; a stream's own first step may come late."""
+        """Have signals wait for the end of the step, from the first step on."""
         self.trainer.stop.deferred = True
 
     def on_step_end(
@@ -287,19 +293,6 @@ class StopWhenAsked(TrainerCallback):
         """Leave the evaluation."""
         if self.trainer.is_in_train and self.trainer.stop_agreed():
             raise EvaluationInterrupted
-
-
-class GoOn(TrainerCallback):
-    """Restore, before the first step, what the Trainer has just set to zero."""
-
-    def __init__(self, trainer: StoryTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(
-        self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Restore it."""
-        self.trainer.go_on()
 
 
 def collate_rows(rows: list[np.ndarray[Any, Any]]) -> dict[str, torch.Tensor]:

@@ -126,8 +126,6 @@ def train_steps(trainer: StoryTrainer, start: Start, context_length: int) -> Non
         return
     if checkpoint is not None:
         trainer.continue_from(checkpoint)
-    # A stream is first read again, maybe for hours: until its first step there is nothing to save.
-    trainer.stop.deferred = not isinstance(trainer.train_dataset, StreamedRows)
     try:
         with telling_a_dead_reader(), telling_out_of_memory(trainer.plan, context_length):
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
