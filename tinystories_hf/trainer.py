@@ -221,14 +221,14 @@ class StoryTrainer(Trainer):
             evaluation_due=self.evaluation_due,
         )
 
-    def continue_from(self, checkpoint: Checkpoint) -> None:
-        """Say where the run comes from; `train` then goes on there."""
+    def read_progress(self, checkpoint: Checkpoint) -> None:
+        """Read how far a run had come; `train` restores it once the Trainer has begun."""
         self.last_checkpoint = checkpoint.path
         content = json.loads((checkpoint.path / PROGRESS).read_text(encoding="utf-8"))
         self.earlier = Progress(**content)
         self.trained_seconds = self.earlier.training_seconds
 
-    def go_on(self) -> None:
+    def restore_progress(self) -> None:
         """Put back what the Trainer forgets: its running loss, and an evaluation that is due."""
         self._started = self._clock = time.perf_counter()
         if self.earlier is None:
@@ -248,14 +248,14 @@ class StoryTrainer(Trainer):
             load_result.missing_keys.clear()
         super()._issue_warnings_after_load(load_result)
 
-    def take_from(self, checkpoint: Checkpoint) -> None:
-        """Load the end of a run that was trained and not yet finished."""
-        self.continue_from(checkpoint)
+    def restore_end(self, checkpoint: Checkpoint) -> None:
+        """Restore a run that was trained to its end and not yet finished."""
+        self.read_progress(checkpoint)
         self._load_from_checkpoint(str(checkpoint.path))
         self.state = TrainerState.load_from_json(str(checkpoint.path / "trainer_state.json"))
         self.state.is_world_process_zero = self.is_world_process_zero()
         self.state.is_local_process_zero = self.is_local_process_zero()
-        self.go_on()
+        self.restore_progress()
 
 
 class StopAndGoOn(TrainerCallback):
@@ -272,7 +272,7 @@ class StopAndGoOn(TrainerCallback):
         self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Restore it; placed last, so that the samples of that evaluation find their file."""
-        self.trainer.go_on()
+        self.trainer.restore_progress()
 
     def on_step_begin(
         self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -122,10 +122,10 @@ def train_steps(trainer: StoryTrainer, start: Start, context_length: int) -> Non
     """
     checkpoint = start.checkpoint
     if checkpoint is not None and checkpoint.seal.step >= trainer.steps:
-        trainer.take_from(checkpoint)  # it was stopped between its last step and its last file
+        trainer.restore_end(checkpoint)  # it was stopped between its last step and its last file
         return
     if checkpoint is not None:
-        trainer.continue_from(checkpoint)
+        trainer.read_progress(checkpoint)
     try:
         with telling_a_dead_reader(), telling_out_of_memory(trainer.plan, context_length):
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
