@@ -62,6 +62,7 @@ def run_forked(
         process.join(timeout=300)
         if process.is_alive():
             process.kill()
+            process.join()
     said = [
         "".join((folder / f"{rank}.{name}").read_text() for rank in range(num_processes))
         for name in ("out", "err")
