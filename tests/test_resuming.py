@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 
-from tests.conftest import train_tiny
+from tests.conftest import train_tiny, untimed
 from tests.test_checkpoints import flip
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.batch import BatchPlan, plan_batch
@@ -39,7 +39,6 @@ UNEVEN = (
     *("--logging_steps", "3", "--max_steps", "20", "--per_device_eval_batch_size", "4"),
     *DROPOUT,
 )
-TIMED = ("tokens_per_second", "seconds_per_step", "runtime", "per_second", "preparation_time")
 
 
 def trainer_of(arguments: Arguments, stop: StopRequest | None = None) -> StoryTrainer:
@@ -62,12 +61,9 @@ def train_here(arguments: Arguments, stop: StopRequest | None = None, *also: Any
     return trainer
 
 
-def untimed(trainer: StoryTrainer) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in entry.items() if not key.endswith(TIMED)}
-        for entry in trainer.state.log_history
-        if "train_loss" not in entry
-    ]
+def log_of(trainer: StoryTrainer) -> list[dict[str, Any]]:
+    """Return the log without times; and without its summary, which only a whole session has."""
+    return [entry for entry in untimed(trainer.state.log_history) if "train_loss" not in entry]
 
 
 class AskToStop(TrainerCallback):
@@ -99,7 +95,7 @@ def test_a_stop_anywhere_leaves_no_trace_in_log_samples_or_weights(
     with pytest.raises(Stopped, match=f"by SIGTERM after step {saved}, "):
         train_here(resumed, stop, AskToStop(stop, event, step))
     again = train_here(resumed)
-    assert untimed(again) == untimed(whole)
+    assert log_of(again) == log_of(whole)
     assert (tmp_path / "run/samples.md").read_text() == (tmp_path / "whole/samples.md").read_text()
     first, second = (
         load_file(tmp_path / name / "checkpoint-20" / "model.safetensors")
@@ -145,10 +141,10 @@ def test_a_run_goes_on_in_a_later_epoch_and_with_accumulation(
     with pytest.raises(Stopped):
         train_here(resumed, stop, AskToStop(stop, "on_step_end", 13))
     again = train_here(resumed)
-    assert untimed(again) == untimed(whole)
-    assert 1 < next(entry["epoch"] for entry in untimed(whole) if entry["step"] == 12) < 2
+    assert log_of(again) == log_of(whole)
+    assert 1 < next(entry["epoch"] for entry in log_of(whole) if entry["step"] == 12) < 2
     other = train_here(tiny_arguments(*flags, "--seed", "43", "--output_dir", str(tmp_path / "b")))
-    assert untimed(other) != untimed(whole), "the comparison can fail"
+    assert log_of(other) != log_of(whole), "the comparison can fail"
 
 
 def test_a_run_may_be_made_longer_where_its_schedule_is_open(
@@ -158,7 +154,7 @@ def test_a_run_may_be_made_longer_where_its_schedule_is_open(
     whole = train_here(tiny_arguments(*constant, "--output_dir", str(tmp_path / "whole")))
     train_here(tiny_arguments(*constant, "--max_steps", "10"))
     longer = train_here(tiny_arguments(*constant, "--resume_from_checkpoint", "auto"))
-    assert untimed(longer) == untimed(whole)
+    assert log_of(longer) == log_of(whole)
 
 
 def test_how_often_a_run_is_watched_does_not_change_it(
@@ -182,7 +178,7 @@ def test_rows_read_ahead_by_another_process_do_not_change_where_a_run_goes_on(
     stop = StopRequest()
     with pytest.raises(Stopped):
         train_here(ahead, stop, AskToStop(stop, "on_step_end", 7))
-    assert untimed(train_here(ahead)) == untimed(whole)
+    assert log_of(train_here(ahead)) == log_of(whole)
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_sentence(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import train_tiny
 from tests.forked import run_forked
-from tests.test_resuming import DROPOUT, AskToStop, continued, train_here, untimed
+from tests.test_resuming import DROPOUT, AskToStop, continued, log_of, train_here
 from tests.test_training import losses, train_and_log
 from tinystories_hf.arguments import Arguments, parse_arguments
 from tinystories_hf.batch import plan_batch
@@ -120,14 +120,14 @@ def test_a_resumed_run_is_the_undisturbed_one_in_the_first_pass_and_in_the_secon
         with pytest.raises(Stopped):
             train_here(streaming(*flags), stop, AskToStop(stop, "on_step_end", step))
         again = train_here(streaming(*flags, *AUTO))
-        assert untimed(again) == untimed(whole)
+        assert log_of(again) == log_of(whole)
         first, second = (
             load_file(tmp_path / name / "checkpoint-20" / "model.safetensors")
             for name in ("whole", f"stopped-{step}")
         )
         assert all(first[name].equal(second[name]) for name in first)
     other = train_here(streaming(*small, "--data_seed", "1", "--output_dir", str(tmp_path / "o")))
-    assert untimed(other) != untimed(whole), "the comparison can fail"
+    assert log_of(other) != log_of(whole), "the comparison can fail"
 
 
 def test_two_processes_train_on_a_stream_as_one(tmp_path: Path, tokenizer: str) -> None:
