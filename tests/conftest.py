@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -172,6 +173,38 @@ def train_tiny(
     )
     assert done.returncode == 0, done.stderr
     return done
+
+
+def start(
+    folder: Path, *flags: str, launcher: tuple[str, ...] = (sys.executable,), limit: str = ""
+) -> subprocess.Popen[str]:
+    """Start a run of the tiny model in a process group of its own.
+
+    What it says goes below what is in out.txt and err.txt; `limit` is bash that comes before it.
+    """
+    (folder / "tiny.yaml").write_text(TINY_CONFIG)
+    script = [*launcher, str(ROOT / "scripts/train.py"), "--config", "tiny.yaml", *flags]
+    words = ["bash", "-c", f'{limit} exec "$@"', "bash", *script] if limit else script
+    with (folder / "out.txt").open("a") as out, (folder / "err.txt").open("a") as err:
+        return subprocess.Popen(
+            words,
+            cwd=folder,
+            env=environment(folder / "home"),
+            stdout=out,
+            stderr=err,
+            text=True,
+            start_new_session=True,
+        )
+
+
+TIMED = ("tokens_per_second", "seconds_per_step", "runtime", "per_second", "preparation_time")
+
+
+def untimed(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the entries of a Trainer's log without what the clock decides."""
+    return [
+        {key: value for key, value in entry.items() if not key.endswith(TIMED)} for entry in log
+    ]
 
 
 @pytest.fixture(scope="session")

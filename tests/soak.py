@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conftest import LAUNCH, ROOT, TINY_CONFIG, environment
+from tests.conftest import LAUNCH, start, untimed
 from tinystories_hf.errors import EXIT_STOPPED
 
 STEPS = 200
@@ -63,25 +63,12 @@ def plan_kills(number: int, seed: int) -> list[Kill]:
     return [*early, *middle, *late]
 
 
-def command(processes: int) -> list[str]:
-    """Return the command of the run; through the launcher for several processes."""
+def begin(folder: Path, processes: int) -> subprocess.Popen[str]:
+    """Start the run, through the launcher for several processes; its words alone are kept."""
+    for name in ("out.txt", "err.txt"):
+        (folder / name).unlink(missing_ok=True)
     launcher = [*LAUNCH, "--num_processes", str(processes)] if processes > 1 else [sys.executable]
-    return [*launcher, str(ROOT / "scripts" / "train.py"), "--config", "tiny.yaml", *FLAGS]
-
-
-def start(folder: Path, processes: int) -> subprocess.Popen[str]:
-    """Start the run in a process group of its own; what it says goes into files."""
-    (folder / "tiny.yaml").write_text(TINY_CONFIG)
-    with (folder / "out.txt").open("w") as out, (folder / "err.txt").open("w") as err:
-        return subprocess.Popen(
-            command(processes),
-            cwd=folder,
-            env=environment(folder / "home"),
-            stdout=out,
-            stderr=err,
-            text=True,
-            start_new_session=True,
-        )
+    return start(folder, *FLAGS, launcher=tuple(launcher))
 
 
 def steps_said(folder: Path) -> int:
@@ -104,7 +91,7 @@ def has_come(folder: Path, kill: Kill) -> bool:
 
 def disturb(folder: Path, kill: Kill, number: signal.Signals, processes: int) -> int | None:
     """Start the run and send it a signal; return its exit code, None if it ended before."""
-    running = start(folder, processes)
+    running = begin(folder, processes)
     while not has_come(folder, kill):
         if running.poll() is not None:
             return None
@@ -134,22 +121,17 @@ def wait_for_the_group(group: int) -> None:
 
 def finish(folder: Path, processes: int) -> None:
     """Let the run come to its end."""
-    assert start(folder, processes).wait(timeout=600) == 0, (folder / "err.txt").read_text()
+    assert begin(folder, processes).wait(timeout=600) == 0, (folder / "err.txt").read_text()
 
 
 def outcome(folder: Path) -> dict[str, object]:
     """Return all of a run that may not depend on how often it was killed."""
     run = folder / "run"
     state = json.loads((run / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
-    timed = ("tokens_per_second", "seconds_per_step", "runtime", "per_second")
-    log = [
-        {key: value for key, value in entry.items() if not key.endswith(timed)}
-        for entry in state["log_history"]
-    ]
     results = json.loads((run / "eval_results.json").read_text())
     return {
         "weights": (run / "model.safetensors").read_bytes(),
-        "log": log,
+        "log": untimed(state["log_history"]),
         "samples": (run / "samples.md").read_text(),
         "loss": results["loss"]["packed"]["loss"],
         "files": sorted(path.name for path in run.iterdir()),

@@ -124,14 +124,25 @@ def test_a_damaged_checkpoint_is_kept_when_its_step_is_saved_again(tmp_path: Pat
 def test_retention_counts_whole_checkpoints_alone(tmp_path: Path) -> None:
     for step in (5, 10, 15, 20):
         small(tmp_path, step)
-    (tmp_path / "checkpoint-20" / "model.safetensors").write_text("damage")
-    retain(tmp_path, 1)
-    assert names(tmp_path) == ["checkpoint-15", "checkpoint-20"]
-    retain(tmp_path, None)
+    (tmp_path / "checkpoint-15" / "model.safetensors").write_text("damage")
+    retain(tmp_path, 20, None)
+    retain(tmp_path, 20, 2)
     assert [path.name for path in checkpoint_folders(tmp_path)] == [
         "checkpoint-20",
         "checkpoint-15",
+        "checkpoint-10",
     ]
+
+
+def test_retention_keeps_what_was_just_saved_though_a_newer_one_looks_whole(tmp_path: Path) -> None:
+    for step in (10, 15, 20):
+        small(tmp_path, step)
+    flip(tmp_path / "checkpoint-20" / "model.safetensors")  # so the run went on from 10
+    retain(tmp_path, 15, 1)
+    assert names(tmp_path) == ["checkpoint-15", "checkpoint-20"]
+    small(tmp_path, 20)
+    retain(tmp_path, 20, 1)
+    assert names(tmp_path) == ["checkpoint-20", "damaged-checkpoint-20"]
 
 
 def test_a_full_disk_is_told_before_it_is_reached(

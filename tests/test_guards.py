@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,30 +12,11 @@ import psutil
 import pytest
 import torch
 
-from tests.conftest import LAUNCH, ROOT, TINY_CONFIG, environment
+from tests.conftest import LAUNCH, start
 from tinystories_hf.errors import RunError
 from tinystories_hf.guards import StepLoss, check_losses, check_weights
 
 LONG = ("--max_steps", "100000", "--save_steps", "20", "--eval_steps", "100000")
-
-
-def start(
-    folder: Path, *flags: str, launcher: tuple[str, ...] = (sys.executable,), limit: str = ""
-) -> subprocess.Popen[str]:
-    """Start a run of the tiny model; what it says goes into out.txt and err.txt."""
-    (folder / "tiny.yaml").write_text(TINY_CONFIG)
-    script = [*launcher, str(ROOT / "scripts/train.py"), "--config", "tiny.yaml", *flags]
-    words = ["bash", "-c", f'{limit} exec "$@"', "bash", *script] if limit else script
-    with (folder / "out.txt").open("a") as out, (folder / "err.txt").open("a") as err:
-        return subprocess.Popen(
-            words,
-            cwd=folder,
-            env=environment(folder / "home"),
-            stdout=out,
-            stderr=err,
-            text=True,
-            start_new_session=True,
-        )
 
 
 def wait_for(folder: Path, words: str, running: subprocess.Popen[str]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 
-from tests.conftest import train_tiny
+from tests.conftest import train_tiny, untimed
 from tests.test_checkpoints import flip
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.batch import BatchPlan, plan_batch
@@ -23,14 +23,22 @@ from tinystories_hf.modeling import build_model
 from tinystories_hf.run_directory import check_same_run, where_to_start
 from tinystories_hf.stopping import StopRequest
 from tinystories_hf.trainer import StoryTrainer
-from tinystories_hf.training import build_trainer, build_trainer_arguments, train_steps
+from tinystories_hf.training import (
+    build_trainer,
+    build_trainer_arguments,
+    train_steps,
+    training_rows,
+)
 from tinystories_hf.trajectory import differences
 
 Parse = Callable[..., Arguments]
 DROPOUT = ("--attention_dropout", "0.1", "--embed_dropout", "0.1", "--resid_dropout", "0.1")
-# A log every third step and a checkpoint every tenth: a running loss is under way at each.
-UNEVEN = ("--logging_steps", "3", "--max_steps", "20", *DROPOUT)
-TIMED = ("tokens_per_second", "seconds_per_step", "runtime", "per_second", "preparation_time")
+# A log every third step and a checkpoint every tenth: a running loss is under way at each. Two
+# batches of evaluation: there is a middle.
+UNEVEN = (
+    *("--logging_steps", "3", "--max_steps", "20", "--per_device_eval_batch_size", "4"),
+    *DROPOUT,
+)
 
 
 def trainer_of(arguments: Arguments, stop: StopRequest | None = None) -> StoryTrainer:
@@ -40,7 +48,8 @@ def trainer_of(arguments: Arguments, stop: StopRequest | None = None) -> StoryTr
     set_seed(arguments.training.seed)
     model = build_model(arguments.model, prepared.tokenizer, arguments.data.context_length)
     Path(arguments.training.output_dir).mkdir(exist_ok=True)
-    return build_trainer(arguments, plan, settings, prepared, model, stop)
+    rows = training_rows(arguments, prepared)
+    return build_trainer(arguments, plan, settings, prepared, rows, model, stop)
 
 
 def train_here(arguments: Arguments, stop: StopRequest | None = None, *also: Any) -> StoryTrainer:
@@ -52,12 +61,9 @@ def train_here(arguments: Arguments, stop: StopRequest | None = None, *also: Any
     return trainer
 
 
-def untimed(trainer: StoryTrainer) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in entry.items() if not key.endswith(TIMED)}
-        for entry in trainer.state.log_history
-        if "train_loss" not in entry
-    ]
+def log_of(trainer: StoryTrainer) -> list[dict[str, Any]]:
+    """Return the log without times; and without its summary, which only a whole session has."""
+    return [entry for entry in untimed(trainer.state.log_history) if "train_loss" not in entry]
 
 
 class AskToStop(TrainerCallback):
@@ -71,25 +77,25 @@ class AskToStop(TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    ("event", "step"),
+    ("event", "step", "saved"),
     [
-        ("on_step_begin", 4),  # in the middle of a running loss
-        ("on_step_end", 10),  # when a checkpoint and an evaluation are due
-        ("on_prediction_step", 10),  # in the middle of that evaluation
-        ("on_prediction_step", 20),  # in the last one
-        ("on_step_end", 20),
+        ("on_step_begin", 4, 5),  # in the middle of a running loss
+        ("on_step_end", 10, 10),  # when a checkpoint and an evaluation are due
+        ("on_prediction_step", 10, 10),  # in the middle of that evaluation
+        ("on_prediction_step", 20, 20),  # in the last one
+        ("on_step_end", 20, 20),
     ],
 )
 def test_a_stop_anywhere_leaves_no_trace_in_log_samples_or_weights(
-    tiny_arguments: Parse, tmp_path: Path, event: str, step: int
+    tiny_arguments: Parse, tmp_path: Path, event: str, step: int, saved: int
 ) -> None:
     whole = train_here(tiny_arguments(*UNEVEN, "--output_dir", str(tmp_path / "whole")))
     resumed = tiny_arguments(*UNEVEN, "--resume_from_checkpoint", "auto")
     stop = StopRequest()
-    with pytest.raises(Stopped, match="by SIGTERM after step"):
+    with pytest.raises(Stopped, match=f"by SIGTERM after step {saved}, "):
         train_here(resumed, stop, AskToStop(stop, event, step))
     again = train_here(resumed)
-    assert untimed(again) == untimed(whole)
+    assert log_of(again) == log_of(whole)
     assert (tmp_path / "run/samples.md").read_text() == (tmp_path / "whole/samples.md").read_text()
     first, second = (
         load_file(tmp_path / name / "checkpoint-20" / "model.safetensors")
@@ -97,6 +103,30 @@ def test_a_stop_anywhere_leaves_no_trace_in_log_samples_or_weights(
     )
     assert first.keys() == second.keys()
     assert all(first[name].equal(second[name]) for name in first)
+
+
+class Killed(BaseException):
+    """What no code of the run can see coming."""
+
+
+class Kill(AskToStop):
+    def look(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        if state.global_step == self.step:
+            raise Killed
+
+
+def test_stories_of_an_evaluation_that_was_made_up_for_are_told_once_though_the_run_dies_then(
+    tiny_arguments: Parse, tmp_path: Path
+) -> None:
+    resumed = tiny_arguments(*UNEVEN, "--resume_from_checkpoint", "auto")
+    stop = StopRequest()
+    with pytest.raises(Stopped):
+        train_here(resumed, stop, AskToStop(stop, "on_prediction_step", 10))
+    with pytest.raises(Killed):
+        train_here(resumed, StopRequest(), Kill(stop, "on_step_end", 12))
+    train_here(resumed)
+    samples = (tmp_path / "run/samples.md").read_text()
+    assert [samples.count(f"## Step {step}\n") for step in (10, 20)] == [1, 1]
 
 
 def test_a_run_goes_on_in_a_later_epoch_and_with_accumulation(
@@ -111,10 +141,10 @@ def test_a_run_goes_on_in_a_later_epoch_and_with_accumulation(
     with pytest.raises(Stopped):
         train_here(resumed, stop, AskToStop(stop, "on_step_end", 13))
     again = train_here(resumed)
-    assert untimed(again) == untimed(whole)
-    assert 1 < next(entry["epoch"] for entry in untimed(whole) if entry["step"] == 12) < 2
+    assert log_of(again) == log_of(whole)
+    assert 1 < next(entry["epoch"] for entry in log_of(whole) if entry["step"] == 12) < 2
     other = train_here(tiny_arguments(*flags, "--seed", "43", "--output_dir", str(tmp_path / "b")))
-    assert untimed(other) != untimed(whole), "the comparison can fail"
+    assert log_of(other) != log_of(whole), "the comparison can fail"
 
 
 def test_a_run_may_be_made_longer_where_its_schedule_is_open(
@@ -124,7 +154,7 @@ def test_a_run_may_be_made_longer_where_its_schedule_is_open(
     whole = train_here(tiny_arguments(*constant, "--output_dir", str(tmp_path / "whole")))
     train_here(tiny_arguments(*constant, "--max_steps", "10"))
     longer = train_here(tiny_arguments(*constant, "--resume_from_checkpoint", "auto"))
-    assert untimed(longer) == untimed(whole)
+    assert log_of(longer) == log_of(whole)
 
 
 def test_how_often_a_run_is_watched_does_not_change_it(
@@ -148,7 +178,7 @@ def test_rows_read_ahead_by_another_process_do_not_change_where_a_run_goes_on(
     stop = StopRequest()
     with pytest.raises(Stopped):
         train_here(ahead, stop, AskToStop(stop, "on_step_end", 7))
-    assert untimed(train_here(ahead)) == untimed(whole)
+    assert log_of(train_here(ahead)) == log_of(whole)
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_sentence(

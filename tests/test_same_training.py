@@ -15,7 +15,7 @@ from tinystories_hf.arguments import Arguments, parse_arguments
 from tinystories_hf.batch import plan_batch
 from tinystories_hf.data import prepare
 from tinystories_hf.modeling import build_config, build_model
-from tinystories_hf.training import build_trainer, build_trainer_arguments
+from tinystories_hf.training import build_trainer, build_trainer_arguments, training_rows
 
 Parse = Callable[..., Arguments]
 FAST, STOCK = "fast", "stock"
@@ -35,7 +35,8 @@ def train(path: str, arguments: Arguments, resume: Path | None = None) -> dict[i
     settings = build_trainer_arguments(arguments.training, plan)
     prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
     model = fresh(path, arguments, prepared.path)
-    trainer = build_trainer(arguments, plan, settings, prepared, model)
+    rows = training_rows(arguments, prepared)
+    trainer = build_trainer(arguments, plan, settings, prepared, rows, model)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     return {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
 

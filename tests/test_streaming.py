@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, train_tiny
-from tests.test_resuming import DROPOUT, AskToStop, continued, train_here, untimed
+from tests.conftest import train_tiny
+from tests.forked import run_forked
+from tests.test_resuming import DROPOUT, AskToStop, continued, log_of, train_here
 from tests.test_training import losses, train_and_log
-from tinystories_hf.arguments import Arguments
+from tinystories_hf.arguments import Arguments, parse_arguments
 from tinystories_hf.batch import plan_batch
 from tinystories_hf.corpus import Split
 from tinystories_hf.data import SplitManifest, StreamedSplit, describe, load_prepared, prepare
@@ -27,7 +28,7 @@ from tinystories_hf.evaluation.reading import read_validation
 from tinystories_hf.run_directory import where_to_start
 from tinystories_hf.stopping import StopRequest
 from tinystories_hf.streaming import StreamedRows, shuffled
-from tinystories_hf.training import check_enough_rows, streamed_rows
+from tinystories_hf.training import check_enough_rows, training_rows
 
 Parse = Callable[..., Arguments]
 AUTO = ("--resume_from_checkpoint", "auto")
@@ -56,8 +57,8 @@ def stream_of(
     prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
     if read is not None:
         prepared = replace(prepared, stream=Split({}, read))
-    rows = streamed_rows(arguments, prepared)
-    assert rows is not None
+    rows = training_rows(arguments, prepared)
+    assert isinstance(rows, StreamedRows)
     return rows
 
 
@@ -119,14 +120,14 @@ def test_a_resumed_run_is_the_undisturbed_one_in_the_first_pass_and_in_the_secon
         with pytest.raises(Stopped):
             train_here(streaming(*flags), stop, AskToStop(stop, "on_step_end", step))
         again = train_here(streaming(*flags, *AUTO))
-        assert untimed(again) == untimed(whole)
+        assert log_of(again) == log_of(whole)
         first, second = (
             load_file(tmp_path / name / "checkpoint-20" / "model.safetensors")
             for name in ("whole", f"stopped-{step}")
         )
         assert all(first[name].equal(second[name]) for name in first)
     other = train_here(streaming(*small, "--data_seed", "1", "--output_dir", str(tmp_path / "o")))
-    assert untimed(other) != untimed(whole), "the comparison can fail"
+    assert log_of(other) != log_of(whole), "the comparison can fail"
 
 
 def test_two_processes_train_on_a_stream_as_one(tmp_path: Path, tokenizer: str) -> None:
@@ -213,7 +214,7 @@ def test_a_text_without_a_row_is_an_error_and_not_an_endless_loop(
     prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
     prepared = replace(prepared, stream=Split({}, lambda: iter(stories)))
     with pytest.raises(UserError, match="tokens for train, fewer than one row"):
-        check_enough_rows(arguments, prepared, plan_batch(arguments.training, 1))
+        check_enough_rows(training_rows(arguments, prepared), plan_batch(arguments.training, 1))
     with pytest.raises(RunError, match=r"pass 1 had .* 0 rows;"):
         next(iter(stream_of(arguments, lambda: iter(stories))))
 
@@ -274,25 +275,45 @@ def test_a_line_that_cannot_be_read_fails_the_run_and_leaves_its_checkpoints(
     assert json.loads((run / "run.json").read_text())["sessions"][0]["status"] == "failed"
 
 
-STOPPED_BEFORE_ITS_FIRST_STEP = """
-import sys
-from tests.test_resuming import AskToStop, train_here
-from tinystories_hf.arguments import parse_arguments
-from tinystories_hf.stopping import StopRequest
-stop = StopRequest()
-train_here(parse_arguments(sys.argv[1:]), stop, AskToStop(stop, "on_train_begin", 0))
-"""
+def stop_in(event: str, step: int, flags: list[str]) -> None:
+    """Train, and be sent a signal there."""
+    stop = StopRequest()
+    train_here(parse_arguments(flags), stop, AskToStop(stop, event, step))
 
 
-def test_a_signal_does_not_wait_for_what_is_read_again(
-    tiny_config: Path, tokenizer: str, run_code: Callable[..., tuple[int, str, str]]
+@pytest.mark.parametrize("also", [("--streaming",), ()])
+def test_a_signal_does_not_wait_for_a_first_step(
+    tiny_config: Path, tokenizer: str, tmp_path: Path, also: tuple[str, ...]
 ) -> None:
-    flags = ("--config", str(tiny_config), "--tokenizer", tokenizer)
-    found = [
-        run_code(STOPPED_BEFORE_ITS_FIRST_STEP, *flags, *also, PYTHONPATH=str(ROOT))
-        for also in (("--streaming",), ())
+    flags = ["--config", str(tiny_config), "--tokenizer", tokenizer, *also]
+    flags += ["--prepared_dir", str(tmp_path / "prepared")]
+    done = run_forked(tmp_path, stop_in, "on_train_begin", 0, flags)
+    assert done.returncode == 75, done.stderr
+    assert "stopped: by SIGTERM; the same command" in done.stderr
+    assert "step  1/20" not in done.stdout
+    done = run_forked(tmp_path, stop_in, "on_step_begin", 0, flags)
+    assert "step  1/20" in done.stdout, "from then on it does"
+    assert (tmp_path / "run" / "checkpoint-1").exists()
+
+
+def test_a_signal_in_an_evaluation_that_is_made_up_for_ends_the_run_and_leaves_it_due(
+    tiny_arguments: Parse, tiny_config: Path, tmp_path: Path
+) -> None:
+    few = ("--max_steps", "11", "--save_steps", "11", "--eval_steps", "5")
+    train_here(tiny_arguments(*few, "--output_dir", str(tmp_path / "whole")))
+    stop = StopRequest()
+    with pytest.raises(Stopped):
+        train_here(tiny_arguments(*few, *AUTO), stop, AskToStop(stop, "on_step_end", 5))
+    places = ["--output_dir", str(tmp_path / "run"), "--prepared_dir", str(tmp_path / "prepared")]
+    flags = ["--config", str(tiny_config), *few, *AUTO, *places]
+    done = run_forked(tmp_path, stop_in, "on_prediction_step", 5, flags)
+    assert done.returncode == 75, done.stderr
+    assert done.stdout == ""
+    again = train_here(tiny_arguments(*few, *AUTO))
+    told = [(tmp_path / name / "samples.md").read_text() for name in ("run", "whole")]
+    assert told[0] == told[1]
+    assert [entry["step"] for entry in again.state.log_history if "eval_loss" in entry] == [
+        5,
+        10,
+        11,
     ]
-    assert found[0][0] == 75, found[0][2]
-    assert "stopped: by SIGTERM; the same command" in found[0][2]
-    assert "step  1/20" not in found[0][1]
-    assert "step  1/20" in found[1][1], "rows that lie prepared are there at once"

@@ -374,17 +374,22 @@ def build_arguments(settings: Mapping[str, Setting]) -> Arguments:
 
 
 def _check_streaming(data: DataArguments, training: TrainingArguments) -> None:
-    reads_all = data.drop_duplicates or data.drop_validation_overlap
-    refused = {
-        "a stream has no end; say how long to train with max_steps": training.max_steps < 1,
-        "tokenizer `train` reads every story first; give one that is made": data.tokenizer
-        == "train",
-        "drop_duplicates and drop_validation_overlap remember every story; leave them"
-        " out": reads_all,
-        "each of dataloader_num_workers would read every story; set it to"
-        " 0": training.dataloader_num_workers > 0,
-    }
-    for reason, applies in refused.items():
+    refused = [
+        (training.max_steps < 1, "a stream has no end; say how long to train with max_steps"),
+        (
+            data.tokenizer == "train",
+            "tokenizer `train` reads every story first; give one that is made",
+        ),
+        (
+            data.drop_duplicates or data.drop_validation_overlap,
+            "drop_duplicates and drop_validation_overlap remember every story; leave them out",
+        ),
+        (
+            training.dataloader_num_workers > 0,
+            "each of dataloader_num_workers would read every story; set it to 0",
+        ),
+    ]
+    for applies, reason in refused:
         if data.streaming and applies:
             raise UserError(f"streaming: {reason}")
 

@@ -77,7 +77,8 @@ class StorySamples(TrainerCallback):
         self.latest = generate_stories(model, self.tokenizer, self.prompts, self.settings)
         told = [_quoted(story) for story in self.latest]
         path = Path(str(args.output_dir)) / SAMPLES_FILE
-        before = path.read_text(encoding="utf-8") if path.exists() else HEADING
+        # What a session told that was killed after it had made up for an evaluation goes.
+        before = _sections_until(path, state.global_step - 1) or HEADING
         write_text(path, before + "\n".join([f"\n## Step {state.global_step}\n", *told]))
 
 

@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,11 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The newest whole checkpoint of a run, and why newer ones were passed over."""
+class Start:
+    """Where a run begins: its checkpoint, None for step 0; and what newer ones lacked."""
 
-    checkpoint: Checkpoint | None
-    passed_over: list[str]
+    checkpoint: Checkpoint | None = None
+    passed_over: list[str] = field(default_factory=list)
 
 
 def checkpoint_folder(run_dir: Path, step: int) -> Path:
@@ -86,19 +86,19 @@ def _step_in_name(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-def newest_whole(run_dir: Path) -> Found:
+def newest_whole(run_dir: Path) -> Start:
     """Return the newest checkpoint that is whole; nothing is deleted."""
     passed_over: list[str] = []
     for path in checkpoint_folders(run_dir):
         try:
-            return Found(read_checkpoint(path), passed_over)
+            return Start(read_checkpoint(path), passed_over)
         except UserError as error:
             passed_over.append(str(error))
-    return Found(None, passed_over)
+    return Start(None, passed_over)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Return a checkpoint after every byte of it was read.
+def read_checkpoint(path: Path, *, every_byte: bool = True) -> Checkpoint:
+    """Return a checkpoint after every byte of it was read; else only its seal, names and sizes.
 
     Raises:
         UserError: it is not whole; the message says what is wrong.
@@ -111,7 +111,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise ValueError("other bytes than were written")
         files = {name: SealedFile(**facts) for name, facts in content.pop("files").items()}
         checkpoint = Checkpoint(path, Seal(**content, files=files))
-        wrong = _difference(checkpoint)
+        wrong = _difference(checkpoint, every_byte)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         wrong = f"{SEAL} cannot be read ({error})"
     if wrong is not None:
@@ -119,7 +119,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _difference(checkpoint: Checkpoint) -> str | None:
+def _difference(checkpoint: Checkpoint, every_byte: bool) -> str | None:
     """Say in what a folder differs from its seal; None where it does not."""
     path, seal = checkpoint.path, checkpoint.seal
     if _is_numbered(path) and seal.step != _step_in_name(path):
@@ -130,7 +130,7 @@ def _difference(checkpoint: Checkpoint) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != facts.bytes:
             return f"{name} has {file.stat().st_size:,} of {facts.bytes:,} bytes"
-        if file_sha256(file) != facts.sha256:
+        if every_byte and file_sha256(file) != facts.sha256:
             return f"{name} has other bytes than were written"
     return None
 
@@ -202,25 +202,28 @@ def _free_name(path: Path) -> Path:
     return free
 
 
-def _is_sealed(path: Path) -> bool:
+def _is_sealed(path: Path, *, every_byte: bool = True) -> bool:
     """Tell whether a checkpoint is whole, as far as reading it tells."""
     try:
-        read_checkpoint(path)
+        read_checkpoint(path, every_byte=every_byte)
     except UserError:
         return False
     return True
 
 
-def retain(run_dir: Path, limit: int | None) -> None:
-    """Remove the oldest checkpoints but the newest `limit` that are whole.
+def retain(run_dir: Path, step: int, limit: int | None) -> None:
+    """Keep the newest `limit` whole checkpoints up to `step`, which was written a moment ago.
 
-    What is not whole is left alone: it does not count, and its owner may want to look at it.
+    What is not whole is left alone: it does not count, and its owner may want to look at it. Names
+    and sizes tell that here: the newest is whole in any case, and to read three checkpoints of
+    120 MB at each save took 0.5 s, not 0.03 s. Those after `step` were passed over when the run
+    went on, and are left alone until their step is saved again.
     """
     if limit is None:
         return
     kept = 0
     for path in checkpoint_folders(run_dir):
-        if not _is_sealed(path):
+        if _step_in_name(path) > step or not _is_sealed(path, every_byte=False):
             continue
         kept += 1
         if kept > limit:

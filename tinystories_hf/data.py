@@ -162,7 +162,8 @@ def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> Pre
     if not made:
         if not data.streaming:
             check_space(folder, found)
-        with telling_a_full_disk(folder, "preparing"), appearing(folder, "preparing") as work:
+        new = appearing(folder, "prepared_dir", "preparing")
+        with telling_a_full_disk(folder, "preparing"), new as work:
             if work is not None:
                 if tokenizer is None:
                     stories = stories_with_progress(found.train, "training the tokenizer", quiet)

@@ -93,7 +93,7 @@ def locked(path: Path, patience: float, waiting: Callable[[], None]) -> Iterator
 
 
 @contextlib.contextmanager
-def appearing(folder: Path, what: str) -> Iterator[Path | None]:
+def appearing(folder: Path, setting: str, what: str) -> Iterator[Path | None]:
     """Yield a folder to work in, which gets its name, whole and synced, when all is done.
 
     One process works at a time: where another was quicker, None is yielded and its folder is there
@@ -101,7 +101,7 @@ def appearing(folder: Path, what: str) -> Iterator[Path | None]:
     the name; what a killed process left is removed by the next one.
 
     Raises:
-        UserError: nothing can be written there.
+        UserError: nothing can be written there; it names the `setting` that chose the place.
     """
     root = folder.parent
     created = [path for path in (root, *root.parents) if not path.exists()]
@@ -109,7 +109,7 @@ def appearing(folder: Path, what: str) -> Iterator[Path | None]:
         root.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=root).close()
     except OSError as error:
-        raise UserError(f"prepared_dir: cannot write in {root}: {error.strerror}") from None
+        raise UserError(f"{setting}: cannot write in {root}: {error.strerror}") from None
     lock, work = root / f".{folder.name}.lock", root / f".{folder.name}.unfinished"
     try:
         with locked(lock, -1, lambda: _say_waiting(what)):

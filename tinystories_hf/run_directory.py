@@ -6,12 +6,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from tinystories_hf import checkpoints, provenance
 from tinystories_hf.arguments import TrainingArguments
-from tinystories_hf.checkpoints import Checkpoint
+from tinystories_hf.checkpoints import Checkpoint, Start
 from tinystories_hf.errors import UserError
 from tinystories_hf.files import locked, remove_created
 from tinystories_hf.trajectory import differences
@@ -20,14 +19,6 @@ LOCK = ".lock"
 # A process that was killed a moment ago may leave others behind that first have to notice.
 PATIENCE_SECONDS = 10.0
 AUTO = "auto"
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins: its checkpoint, None for step 0; and what newer ones lacked."""
-
-    checkpoint: Checkpoint | None = None
-    passed_over: list[str] = field(default_factory=list)
 
 
 @contextmanager
@@ -100,7 +91,7 @@ def where_to_start(training: TrainingArguments) -> Start:
         )
     if found.checkpoint is None and not (run_dir / provenance.FILE).exists():
         _refuse_an_existing_run(run_dir, folders)
-    return Start(found.checkpoint, found.passed_over)
+    return found
 
 
 def _refuse_an_existing_run(run_dir: Path, folders: list[Path]) -> None:

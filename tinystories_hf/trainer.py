@@ -22,12 +22,11 @@ from tinystories_hf import checkpoints
 from tinystories_hf.batch import BatchPlan
 from tinystories_hf.callbacks import ConsoleLog, EvaluateAtTheEnd, StorySamples
 from tinystories_hf.checkpoints import Checkpoint
-from tinystories_hf.errors import Stopped
 from tinystories_hf.files import write_json
 from tinystories_hf.guards import StepLoss, check_losses, check_weights
 from tinystories_hf.hardware import add_up_in_fp32
 from tinystories_hf.provenance import versions
-from tinystories_hf.stopping import HOW_TO_GO_ON, StopRequest
+from tinystories_hf.stopping import StopRequest
 
 PROGRESS = "progress.json"
 
@@ -78,7 +77,7 @@ class StoryTrainer(Trainer):
         self._clock_step: int | None = None
         self._aside: Path | None = None
         self._losses: list[StepLoss] = []
-        callbacks = [StopWhenAsked(self), EvaluateAtTheEnd(), samples, ConsoleLog(), GoOn(self)]
+        callbacks = [EvaluateAtTheEnd(), samples, ConsoleLog(), StopAndGoOn(self)]
         super().__init__(*args, callbacks=callbacks, **kwargs)
         self.remove_callback(PrinterCallback)
         add_up_in_fp32(self.accelerator)
@@ -209,7 +208,7 @@ class StoryTrainer(Trainer):
                 write_json(folder / PROGRESS, asdict(progress))
                 checkpoints.seal(folder, step, self.trajectory, versions())
                 checkpoints.move_in(folder, run_dir, step)
-                checkpoints.retain(run_dir, self.args.save_total_limit)
+                checkpoints.retain(run_dir, step, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
         self.last_checkpoint = checkpoints.checkpoint_folder(run_dir, step)
 
@@ -222,14 +221,14 @@ class StoryTrainer(Trainer):
             evaluation_due=self.evaluation_due,
         )
 
-    def continue_from(self, checkpoint: Checkpoint) -> None:
-        """Say where the run comes from; `train` then goes on there."""
+    def read_progress(self, checkpoint: Checkpoint) -> None:
+        """Read how far a run had come; `train` restores it once the Trainer has begun."""
         self.last_checkpoint = checkpoint.path
         content = json.loads((checkpoint.path / PROGRESS).read_text(encoding="utf-8"))
         self.earlier = Progress(**content)
         self.trained_seconds = self.earlier.training_seconds
 
-    def go_on(self) -> None:
+    def restore_progress(self) -> None:
         """Put back what the Trainer forgets: its running loss, and an evaluation that is due."""
         self._started = self._clock = time.perf_counter()
         if self.earlier is None:
@@ -241,10 +240,7 @@ class StoryTrainer(Trainer):
         self._tr_loss = torch.tensor(own, device=self.args.device)
         self._globalstep_last_logged = self.earlier.last_logged_step
         if self.earlier.evaluation_due:
-            try:
-                self.evaluate()
-            except EvaluationInterrupted:
-                raise Stopped(f"in the evaluation of the last step; {HOW_TO_GO_ON}") from None
+            self.evaluate()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Say nothing of the head, which is the embedding and is not stored twice."""
@@ -252,26 +248,36 @@ class StoryTrainer(Trainer):
             load_result.missing_keys.clear()
         super()._issue_warnings_after_load(load_result)
 
-    def take_from(self, checkpoint: Checkpoint) -> None:
-        """Load the end of a run that was trained and not yet finished."""
-        self.continue_from(checkpoint)
+    def restore_end(self, checkpoint: Checkpoint) -> None:
+        """Restore a run that was trained to its end and not yet finished."""
+        self.read_progress(checkpoint)
         self._load_from_checkpoint(str(checkpoint.path))
         self.state = TrainerState.load_from_json(str(checkpoint.path / "trainer_state.json"))
         self.state.is_world_process_zero = self.is_world_process_zero()
         self.state.is_local_process_zero = self.is_local_process_zero()
-        self.go_on()
+        self.restore_progress()
 
 
-class StopWhenAsked(TrainerCallback):
-    """End the training after a step, an evaluation after a batch, when a signal asked for it."""
+class StopAndGoOn(TrainerCallback):
+    """End the training where a signal asks for it; restore what its start has just set to zero.
+
+    Until the first step there is nothing to save, and a signal ends the process where it is: in the
+    evaluation that a stop left undone, or while a stream is read again, maybe for hours.
+    """
 
     def __init__(self, trainer: StoryTrainer) -> None:
         self.trainer = trainer
 
+    def on_train_begin(
+        self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Restore it; placed last, so that the samples of that evaluation find their file."""
+        self.trainer.restore_progress()
+
     def on_step_begin(
         self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Have signals wait for the end of the step; a stream's own first step may come late."""
+        """Have signals wait for the end of the step, from the first step on."""
         self.trainer.stop.deferred = True
 
     def on_step_end(
@@ -287,19 +293,6 @@ class StopWhenAsked(TrainerCallback):
         """Leave the evaluation."""
         if self.trainer.is_in_train and self.trainer.stop_agreed():
             raise EvaluationInterrupted
-
-
-class GoOn(TrainerCallback):
-    """Restore, before the first step, what the Trainer has just set to zero."""
-
-    def __init__(self, trainer: StoryTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(
-        self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Restore it."""
-        self.trainer.go_on()
 
 
 def collate_rows(rows: list[np.ndarray[Any, Any]]) -> dict[str, torch.Tensor]:

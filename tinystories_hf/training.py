@@ -18,6 +18,7 @@ from tinystories_hf import checkpoints, hub, provenance
 from tinystories_hf.arguments import Arguments, TrainingArguments
 from tinystories_hf.batch import BatchPlan, plan_batch
 from tinystories_hf.callbacks import PublishCheckpoints, StorySamples
+from tinystories_hf.checkpoints import Start
 from tinystories_hf.data import PreparedData, prepare
 from tinystories_hf.destination import Destination
 from tinystories_hf.errors import RunError, Stopped, UserError
@@ -33,7 +34,6 @@ from tinystories_hf.hardware import (
 from tinystories_hf.modeling import GPTNeoForCausalLM, build_model, count_parameters
 from tinystories_hf.packing import PackedRows
 from tinystories_hf.run_directory import (
-    Start,
     check_same_run,
     check_shared,
     claimed,
@@ -64,12 +64,13 @@ def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, fl
         with trainer_arguments.main_process_first(local=True, desc="preparing rows"):
             quiet = trainer_arguments.process_index > 0
             prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=quiet)
-        check_enough_rows(arguments, prepared, plan)
+        rows = training_rows(arguments, prepared)
+        check_enough_rows(rows, plan)
         set_seed(arguments.training.seed)
         model = build_model(arguments.model, prepared.tokenizer, arguments.data.context_length)
         if compiles(arguments.training):
             model.compile_training()
-        trainer = build_trainer(arguments, plan, trainer_arguments, prepared, model, stop)
+        trainer = build_trainer(arguments, plan, trainer_arguments, prepared, rows, model, stop)
         if start.checkpoint is not None:
             check_same_run(start.checkpoint, trainer.trajectory)
         if is_finished(run_dir, start, trainer.steps):
@@ -122,12 +123,10 @@ def train_steps(trainer: StoryTrainer, start: Start, context_length: int) -> Non
     """
     checkpoint = start.checkpoint
     if checkpoint is not None and checkpoint.seal.step >= trainer.steps:
-        trainer.take_from(checkpoint)  # it was stopped between its last step and its last file
+        trainer.restore_end(checkpoint)  # it was stopped between its last step and its last file
         return
     if checkpoint is not None:
-        trainer.continue_from(checkpoint)
-    # A stream is first read again, maybe for hours: until its first step there is nothing to save.
-    trainer.stop.deferred = not isinstance(trainer.train_dataset, StreamedRows)
+        trainer.read_progress(checkpoint)
     try:
         with telling_a_dead_reader(), telling_out_of_memory(trainer.plan, context_length):
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
@@ -251,28 +250,27 @@ def build_trainer_arguments(training: TrainingArguments, plan: BatchPlan) -> Tra
     return built
 
 
-def streamed_rows(arguments: Arguments, prepared: PreparedData) -> StreamedRows | None:
-    """Return the training rows that are streamed, None where they lie prepared."""
+def training_rows(arguments: Arguments, prepared: PreparedData) -> StreamedRows | PackedRows:
+    """Return the rows that are trained on, streamed or as they lie prepared."""
     if prepared.stream is None:
-        return None
+        return PackedRows(prepared.rows("train"))
     training = arguments.training
     seed = training.seed if training.data_seed is None else training.data_seed
     return StreamedRows(prepared.stream, arguments.data, prepared.tokenizer, seed)
 
 
-def check_enough_rows(arguments: Arguments, prepared: PreparedData, plan: BatchPlan) -> None:
+def check_enough_rows(rows: StreamedRows | PackedRows, plan: BatchPlan) -> None:
     """Raise a `UserError` unless the training rows fill one step.
 
     Of a stream, which begins anew after its last row, one row is enough; one process looks.
     """
-    streamed = streamed_rows(arguments, prepared)
-    if streamed is not None:
+    if isinstance(rows, StreamedRows):
         if os.environ.get("RANK", "0") == "0":
-            streamed.require_a_row()
-    elif len(prepared.rows("train")) < plan.global_batch_size:
+            rows.require_a_row()
+    elif len(rows) < plan.global_batch_size:
         raise UserError(
-            f"global_batch_size {plan.global_batch_size} is more than the"
-            f" {len(prepared.rows('train'))} training rows; lower it or give more text"
+            f"global_batch_size {plan.global_batch_size} is more than the {len(rows)} training"
+            " rows; lower it or give more text"
         )
 
 
@@ -281,12 +279,12 @@ def build_trainer(
     plan: BatchPlan,
     trainer_arguments: TrainerArguments,
     prepared: PreparedData,
+    rows: StreamedRows | PackedRows,
     model: GPTNeoForCausalLM,
     stop: StopRequest | None = None,
 ) -> StoryTrainer:
     """Put model, rows and callbacks together."""
     training = arguments.training
-    rows = streamed_rows(arguments, prepared) or PackedRows(prepared.rows("train"))
     validation = prepared.validation
     if training.max_eval_rows is not None:
         validation = validation.select(range(min(training.max_eval_rows, len(validation))))

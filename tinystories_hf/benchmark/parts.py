@@ -46,7 +46,7 @@ from tinystories_hf.modeling import story_generation_config
 from tinystories_hf.packing import PackedRows
 from tinystories_hf.tokenizer import END_OF_TEXT
 from tinystories_hf.trainer import collate_rows
-from tinystories_hf.training import build_trainer, build_trainer_arguments
+from tinystories_hf.training import build_trainer, build_trainer_arguments, training_rows
 
 Numbers = dict[str, Any]
 
@@ -173,7 +173,8 @@ def _trainer_rate(arguments: Arguments, prepared: PreparedData, case: Case, name
             )
         else:
             ours = arguments._replace(training=training)
-            trainer = build_trainer(ours, plan, settings, prepared, model)
+            rows = training_rows(ours, prepared)
+            trainer = build_trainer(ours, plan, settings, prepared, rows, model)
         trainer.add_callback(watch)
         trainer.train()
     steps = len(watch.times) - 1

@@ -146,7 +146,8 @@ def training_index(data: DataArguments, *, quiet: bool = False) -> TrainingIndex
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     folder = prepared_root(data) / f"index-{Path(data.dataset).stem[:50]}-{digest}"
     if not folder.exists():
-        with telling_a_full_disk(folder, "indexing"), appearing(folder, "indexing") as work:
+        new = appearing(folder, "prepared_dir", "indexing")
+        with telling_a_full_disk(folder, "indexing"), new as work:
             if work is not None:
                 seen = stories_with_progress(split, "indexing training", quiet)
                 stories = clean(seen, once, CleaningCounts())

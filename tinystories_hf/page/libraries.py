@@ -85,7 +85,7 @@ def fetch_library(library: Library) -> Path | None:
         npm = shutil.which("npm")
         if npm is None:
             return None
-        with appearing(cached, f"fetching {library.package}") as work:
+        with appearing(cached, "HF_HOME", f"fetching {library.package}") as work:
             if work is not None:
                 _unpack(npm, library, work)
     for file in library.files:
