@@ -82,6 +82,43 @@ def measure_telling(browser: Browser, folder: Path, dtype: Dtype) -> dict[str, A
     }
 
 
+def table(found: dict[str, Any]) -> str:
+    """Return the measurements as docs/page.md shows them."""
+    fp32, q8 = onnx_export.FP32, onnx_export.Q8
+    more = 100 * (found["loss"][q8] / found["loss"][fp32] - 1)
+    rates = {kind: told["tokens_per_second"] for kind, told in found["telling"].items()}
+    rows = [
+        ("what", "fp32", "8 bits"),
+        ("---", "---", "---"),
+        ("file, bytes", *(f"{found['bytes'][name]:,}" for name in (fp32, q8))),
+        ("largest difference of logits from PyTorch's", f"{found['largest_difference']:.1e}", ""),
+        (
+            f"loss over {found['tokens']:,} tokens, nats per token",
+            f"{found['loss'][fp32]:.4f}",
+            f"{found['loss'][q8]:.4f} ({more:+.3f}%)",
+        ),
+        *(
+            (
+                f"first word, {what}, ms",
+                *(f"{found['telling'][kind][f'{what}_ms']:,.0f}" for kind in ("fp32", "q8")),
+            )
+            for what in ("cold", "reloaded", "loaded")
+        ),
+        (
+            "tokens per second, median (lowest to highest)",
+            *(
+                f"{rates[kind]['median']:.0f} ({rates[kind]['lowest']:.0f} to"
+                f" {rates[kind]['highest']:.0f})"
+                for kind in ("fp32", "q8")
+            ),
+        ),
+    ]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    commit = (found["git_commit"] or "")[:10]
+    where = f"{found['device']}, {found['browser']}, at commit `{commit}`."
+    return "\n".join([*lines, "", where])
+
+
 def main() -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(

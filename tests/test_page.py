@@ -17,6 +17,7 @@ import pytest
 from huggingface_hub import constants
 
 from tests.conftest import ROOT, environment
+from tests.measure_page import table
 from tests.page_browser import npm
 from tinystories_hf.errors import UserError
 from tinystories_hf.files import file_sha256
@@ -205,6 +206,17 @@ def test_the_contrast_named_beside_each_colour_is_its_contrast_and_enough() -> N
             high, low = sorted((luminance(colour), page), reverse=True)
             assert float(contrast) == pytest.approx((high + 0.05) / (low + 0.05), abs=0.005)
             assert float(contrast) >= (3 if name == "line" else 4.5)
+
+
+def test_the_figures_of_the_docs_are_those_that_were_recorded() -> None:
+    recorded = json.loads((ROOT / "docs" / "results" / "page-cpu.json").read_text())
+    assert table(recorded) in (ROOT / "docs" / "page.md").read_text(encoding="utf-8")
+    assert not recorded["git_dirty"]
+    fp32, q8 = (recorded["loss"][name] for name in ("model.onnx", "model_quantized.onnx"))
+    assert q8 <= 1.01 * fp32
+    assert recorded["largest_difference"] < 1e-4
+    assert recorded["telling"]["q8"]["loaded_ms"] < 1000
+    assert recorded["telling"]["q8"]["tokens_per_second"]["median"] >= 60
 
 
 def test_nothing_of_the_libraries_is_in_the_package() -> None:
