@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from filelock import FileLock
 from huggingface_hub import constants
 
 from tests.loopback_hub import LoopbackHub
@@ -197,6 +199,18 @@ def start(
         )
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that one process of pytest-xdist fills for all of them, to be read only."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            making = Path(tempfile.mkdtemp(dir=base))
+            make(making)
+            making.rename(folder)
+    return folder
+
+
 TIMED = ("tokens_per_second", "seconds_per_step", "runtime", "per_second", "preparation_time")
 
 
@@ -210,11 +224,13 @@ def untimed(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the run directory of a tiny model, trained through the real command line."""
-    folder = tmp_path_factory.mktemp("trained")
-    done = train_tiny(folder, num_processes=1)
-    (folder / "stdout.txt").write_text(done.stdout)
-    (folder / "stderr.txt").write_text(done.stderr)
-    return folder / "run"
+
+    def make(folder: Path) -> None:
+        done = train_tiny(folder, num_processes=1)
+        (folder / "stdout.txt").write_text(done.stdout)
+        (folder / "stderr.txt").write_text(done.stderr)
+
+    return made_once(tmp_path_factory, "trained", make) / "run"
 
 
 @pytest.fixture(scope="session")

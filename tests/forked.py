@@ -46,46 +46,46 @@ def run_forked(
 ) -> subprocess.CompletedProcess[str]:
     """Call a function in `folder`, in so many processes; return the first exit code that is not 0.
 
-    What each says goes into files named after its rank, and is returned one after the other.
+    What they say is returned one after the other, in the order of their ranks.
     """
     begin_server()
     port = free_port()
-    ranks = [
-        FORKS.Process(
-            target=_call, args=(folder, launched(rank, num_processes, port), work, arguments)
-        )
-        for rank in range(num_processes)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=300)
-        if process.is_alive():
-            process.kill()
-            process.join()
-    said = [
-        "".join((folder / f"{rank}.{name}").read_text() for rank in range(num_processes))
-        for name in ("out", "err")
-    ]
+    with tempfile.TemporaryDirectory() as said:
+        files = [[Path(said) / f"{rank}{name}" for rank in range(num_processes)] for name in "oe"]
+        ranks = [
+            FORKS.Process(
+                target=_call,
+                args=(folder, launched(rank, num_processes, port), (out, err), work, arguments),
+            )
+            for rank, (out, err) in enumerate(zip(*files, strict=True))
+        ]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(timeout=300)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        out, err = ("".join(path.read_text() for path in paths) for paths in files)
     codes = [process.exitcode for process in ranks]
-    return subprocess.CompletedProcess(work.__name__, next(filter(None, codes), 0), *said)
+    return subprocess.CompletedProcess(work.__name__, next(filter(None, codes), 0), out, err)
 
 
 def train_forked(
-    folder: Path, *flags: str, num_processes: int = 1
+    folder: Path, *flags: str, num_processes: int = 1, run: str = "run"
 ) -> subprocess.CompletedProcess[str]:
     """Train the tiny model in `folder`, as `train_tiny` does, on so many processes."""
     (folder / "tiny.yaml").write_text(TINY_CONFIG)
-    words = ["--config", "tiny.yaml", "--output_dir", "run", *flags]
-    prepared = ["--prepared_dir", str(folder / "home" / "tinystories_hf")]
-    done = run_forked(folder, run_train, [*words, *prepared], num_processes=num_processes)
+    prepared = ("--prepared_dir", str(folder / "home" / "tinystories_hf"))
+    words = ["--config", "tiny.yaml", "--output_dir", run, *prepared, *flags]
+    done = run_forked(folder, script, "train.py", words, num_processes=num_processes)
     assert done.returncode == 0, done.stderr
     return done
 
 
-def run_train(flags: list[str]) -> None:
-    """Run scripts/train.py, with flags, in this process."""
-    sys.argv = [str(ROOT / "scripts" / "train.py"), *flags]
+def script(name: str, flags: list[str]) -> None:
+    """Run a script of the project, with flags, in this process."""
+    sys.argv = [str(ROOT / "scripts" / name), *flags]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
@@ -114,11 +114,14 @@ def free_port() -> int:
 
 
 def _call(
-    folder: Path, extra: dict[str, str], work: Callable[..., object], arguments: tuple[object, ...]
+    folder: Path,
+    extra: dict[str, str],
+    said: tuple[Path, Path],
+    work: Callable[..., object],
+    arguments: tuple[object, ...],
 ) -> None:
     os.chdir(folder)
     os.environ.update(extra)
-    for number, name in ((1, "out"), (2, "err")):
-        said = os.open(f"{extra.get('RANK', '0')}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(said, number)
+    for number, path in enumerate(said, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     work(*arguments)

@@ -21,10 +21,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.conftest import LAUNCH, start, untimed
+from tests.forked import train_forked
 from tinystories_hf.errors import EXIT_STOPPED
 
 STEPS = 200
@@ -37,14 +38,15 @@ FLAGS = (
 
 @dataclass(frozen=True)
 class Kill:
-    """When to kill: so many seconds after something has been seen."""
+    """When to kill, by which signal: so many seconds after something has been seen."""
 
     when: str
     seconds: float
     steps: int = 0
+    signal: signal.Signals = signal.SIGKILL
 
 
-def plan_kills(number: int, seed: int) -> list[Kill]:
+def plan_kills(number: int, seed: int, by: signal.Signals = signal.SIGKILL) -> list[Kill]:
     """Return the kills in the order in which a run can meet them."""
     draw = random.Random(seed)
     early = [Kill("preparing", draw.uniform(0, 0.6)) for _ in range(max(1, number // 10))]
@@ -60,7 +62,7 @@ def plan_kills(number: int, seed: int) -> list[Kill]:
         )
         for _ in range(number - len(early) - len(late))
     ]
-    return [*early, *middle, *late]
+    return [replace(kill, signal=by) for kill in (*early, *middle, *late)]
 
 
 def begin(folder: Path, processes: int) -> subprocess.Popen[str]:
@@ -89,7 +91,7 @@ def has_come(folder: Path, kill: Kill) -> bool:
     return True
 
 
-def disturb(folder: Path, kill: Kill, number: signal.Signals, processes: int) -> int | None:
+def disturb(folder: Path, kill: Kill, processes: int) -> int | None:
     """Start the run and send it a signal; return its exit code, None if it ended before."""
     running = begin(folder, processes)
     while not has_come(folder, kill):
@@ -99,10 +101,10 @@ def disturb(folder: Path, kill: Kill, number: signal.Signals, processes: int) ->
     time.sleep(kill.seconds)
     if running.poll() is not None:
         return None
-    if number == signal.SIGKILL:
-        os.killpg(running.pid, number)
+    if kill.signal == signal.SIGKILL:
+        os.killpg(running.pid, kill.signal)
     else:
-        running.send_signal(number)
+        running.send_signal(kill.signal)
     code = running.wait(timeout=120)
     wait_for_the_group(running.pid)
     return code
@@ -148,7 +150,6 @@ def compare(reference: Path, disturbed: Path) -> None:
 def soak(
     folder: Path,
     kills: list[Kill],
-    number: signal.Signals = signal.SIGKILL,
     processes: int = 1,
     say: Callable[[str], None] = lambda _: None,
 ) -> Counter[str]:
@@ -156,18 +157,18 @@ def soak(
     reference, disturbed = folder / "reference", folder / "disturbed"
     for path in (reference, disturbed):
         path.mkdir()
-    finish(reference, processes)
+    train_forked(reference, *FLAGS, num_processes=processes)
     met: Counter[str] = Counter()
     for kill in kills:
         before = steps_saved(disturbed)
-        code = disturb(disturbed, kill, number, processes)
+        code = disturb(disturbed, kill, processes)
         if code is None:
             say(f"{kill}: the run had ended")
             continue
         met[kill.when] += 1
         after = steps_saved(disturbed)
         say(f"{kill}: exit code {code}, step {before} to {after}")
-        if number != signal.SIGKILL:
+        if kill.signal != signal.SIGKILL:
             check_stop(disturbed, kill, code, processes)
     finish(disturbed, processes)
     compare(reference, disturbed)
@@ -212,8 +213,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         met = soak(
             Path(folder),
-            plan_kills(given.kills, given.seed),
-            signal.Signals[f"SIG{given.signal}"],
+            plan_kills(given.kills, given.seed, signal.Signals[f"SIG{given.signal}"]),
             given.processes,
             print,
         )

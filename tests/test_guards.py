@@ -63,7 +63,7 @@ def test_a_run_that_blows_up_stops_and_keeps_its_last_good_checkpoint(tmp_path: 
 def test_out_of_memory_names_the_settings_to_change(tmp_path: Path) -> None:
     large = ("--global_batch_size", "1024", "--per_device_train_batch_size", "1024",
              "--hidden_size", "256", "--num_layers", "8")  # fmt: skip
-    running = start(tmp_path, *large, limit="ulimit -v 7000000;")
+    running = start(tmp_path, *large, limit="ulimit -v 4500000;")
     assert running.wait(timeout=200) == 1
     (line,) = (tmp_path / "err.txt").read_text().splitlines()
     assert "out of memory with per_device_train_batch_size 1024 and rows of 64" in line

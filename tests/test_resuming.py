@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 
 from tests.conftest import train_tiny, untimed
+from tests.forked import train_forked
 from tests.test_checkpoints import flip
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.batch import BatchPlan, plan_batch
@@ -188,6 +189,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_sentence(
     weights = (run / "model.safetensors").read_bytes()
     flip(run / "checkpoint-20" / "optimizer.pt")
     (run / "model.safetensors").unlink()
+    # Launched, as the first was: it has other threads, and its sums other last digits.
     said = train_tiny(tmp_path, "--resume_from_checkpoint", "auto", num_processes=1)
     assert "passed over run/checkpoint-20 is not a whole checkpoint: optimizer.pt has other" in (
         said.stdout
@@ -269,10 +271,10 @@ def test_differences_name_what_is_nested_and_what_is_new() -> None:
 def test_a_run_goes_on_with_other_processes_where_there_is_no_dropout(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
-    train_tiny(one, "--save_total_limit", "null")
+    train_forked(one, "--save_total_limit", "null")
     shutil.copytree(one, two)
     shutil.rmtree(two / "run" / "checkpoint-20")
-    train_tiny(two, *AUTO, num_processes=2)
+    train_forked(two, *AUTO, num_processes=2)
     logs = [
         {entry["step"]: entry["loss"] for entry in json.loads(
             (folder / "run/checkpoint-20/trainer_state.json").read_text())["log_history"]
@@ -300,7 +302,7 @@ def test_with_dropout_other_processes_are_refused(tiny_arguments: Parse, tmp_pat
 def test_a_finished_run_is_not_trained_again(trained_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained_run, tmp_path / "run"))
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
-    said = train_tiny(tmp_path, *AUTO, num_processes=1)
+    said = train_forked(tmp_path, *AUTO)
     assert "is finished; nothing is left to train" in said.stdout
     after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
     assert after == before

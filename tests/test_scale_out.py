@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import LAUNCH, ROOT, TINY_CONFIG, environment, train_tiny
+from tests.conftest import LAUNCH, ROOT, TINY_CONFIG, environment, made_once, train_tiny
+from tests.forked import train_forked
 
 FLAGS = ("--max_steps", "50", "--seed", "3", "--save_steps", "50", "--eval_steps", "25")
 
@@ -19,12 +20,10 @@ def losses(folder: Path) -> dict[int, float]:
     return {entry["step"]: entry["loss"] for entry in state["log_history"] if "loss" in entry}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run by one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    train_tiny(folder, *FLAGS)
-    return folder
+    return made_once(tmp_path_factory, "alone", lambda folder: train_forked(folder, *FLAGS))
 
 
 def check_the_same(folder: Path, alone: Path, processes: int) -> None:
@@ -44,10 +43,14 @@ def check_the_same(folder: Path, alone: Path, processes: int) -> None:
     assert (prepared / "train.arrow").read_bytes() == (same / "train.arrow").read_bytes()
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_several_processes_train_as_one(tmp_path: Path, alone: Path, processes: int) -> None:
-    train_tiny(tmp_path, *FLAGS, num_processes=processes)
-    check_the_same(tmp_path, alone, processes)
+def test_several_processes_train_as_one(tmp_path: Path, alone: Path) -> None:
+    train_tiny(tmp_path, *FLAGS, num_processes=2)
+    check_the_same(tmp_path, alone, 2)
+
+
+def test_more_processes_train_as_one(tmp_path: Path, alone: Path) -> None:
+    train_forked(tmp_path, *FLAGS, num_processes=4)
+    check_the_same(tmp_path, alone, 4)
 
 
 def train_on_two_machines(*folders: Path) -> list[tuple[int, str, str]]:

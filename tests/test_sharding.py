@@ -12,7 +12,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, TINY_CONFIG, environment
+from tests.conftest import ROOT, TINY_CONFIG, environment, made_once
+from tests.forked import train_forked
 from tests.test_training import DROPOUT, history, losses, train_and_log
 from tinystories_hf.arguments import parse_arguments
 from tinystories_hf.benchmark.counting import sharded_checkpoint_bytes
@@ -47,13 +48,13 @@ def train_sharded(folder: Path, *flags: str) -> dict[int, float]:
     return losses(history(folder / "run"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return folders with a run: two processes that each hold the model, and two that share it."""
-    plain, sharded = (tmp_path_factory.mktemp(name) for name in ("plain", "sharded"))
-    train_and_log(plain, *FEW, num_processes=2)
-    train_sharded(sharded, *FEW)
-    return plain, sharded
+    return (
+        made_once(tmp_path_factory, "plain", lambda it: train_forked(it, *FEW, num_processes=2)),
+        made_once(tmp_path_factory, "sharded", lambda it: train_sharded(it, *FEW)),
+    )
 
 
 def test_shares_of_a_model_train_as_the_whole_does(runs: tuple[Path, Path]) -> None:

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import train_tiny
-from tests.forked import run_forked
+from tests.forked import run_forked, train_forked
 from tests.test_resuming import DROPOUT, AskToStop, continued, log_of, train_here
 from tests.test_training import losses, train_and_log
 from tinystories_hf.arguments import Arguments, parse_arguments
@@ -150,7 +149,7 @@ def test_two_processes_train_on_a_stream_as_one(tmp_path: Path, tokenizer: str) 
     assert "streamed" in card
     assert "epochs" not in card
     assert "verbatim" not in card
-    again = train_tiny(tmp_path / "2", *flags, *AUTO, num_processes=2)
+    again = train_forked(tmp_path / "2", *flags, *AUTO, num_processes=2)
     assert "nothing is left to train" in again.stdout
 
 

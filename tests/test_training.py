@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import GPTNeoForCausalLM
 
-from tests.conftest import train_tiny
+from tests.forked import train_forked
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.batch import BatchPlan
 from tinystories_hf.data import prepare
@@ -30,8 +30,8 @@ def history(run: Path) -> list[dict[str, Any]]:
 
 
 def train_and_log(folder: Path, *flags: str, **options: Any) -> list[dict[str, Any]]:
-    train_tiny(folder, *flags, **options)
-    return history(folder / options.get("run", "run"))
+    train_forked(folder, *flags, **options)
+    return history(folder / "run")
 
 
 def losses(log: list[dict[str, Any]]) -> dict[int, float]:
@@ -86,7 +86,7 @@ def test_samples_are_told_at_every_evaluation(trained_run: Path) -> None:
 def test_the_final_loss_is_that_of_the_saved_weights_in_fp32(
     tmp_path: Path, tiny_arguments: Parse
 ) -> None:
-    train_tiny(tmp_path, "--bf16", "true", "--max_steps", "10")
+    train_forked(tmp_path, "--bf16", "true", "--max_steps", "10")
     recorded = json.loads((tmp_path / "run" / "eval_results.json").read_text())["loss"]["packed"]
     model = GPTNeoForCausalLM.from_pretrained(tmp_path / "run")
     arguments = tiny_arguments()

@@ -5,7 +5,6 @@ import json
 import math
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from transformers import (
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoForCausalLM as Stock
 
 from tests.conftest import LAUNCH, ROOT, SHARED, environment
+from tests.forked import run_forked, script
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.data import prepare
 from tinystories_hf.evaluation import loss as loss_module
@@ -366,15 +366,15 @@ def test_a_measurement_that_was_stopped_goes_on(
 
 def test_two_processes_measure_the_same_loss(trained_run: Path, tmp_path: Path) -> None:
     measured = []
-    for name, launcher in (
-        ("one", (sys.executable,)),
-        ("two", (*LAUNCH, "--num_processes", "2")),
-    ):
-        done = subprocess.run(
-            [*launcher, str(ROOT / "scripts/evaluate.py"), "--model", str(trained_run),
-             "--suite", "loss", "--output_dir", str(tmp_path / name)],
-            cwd=trained_run.parent, env=environment(tmp_path), capture_output=True, text=True,
-        )  # fmt: skip
+    for name in ("one", "two"):
+        flags = ["--model", str(trained_run), "--suite", "loss", "--output_dir", name]
+        if name == "one":
+            done = run_forked(tmp_path, script, "evaluate.py", flags)
+        else:
+            done = subprocess.run(
+                [*LAUNCH, "--num_processes", "2", str(ROOT / "scripts/evaluate.py"), *flags],
+                cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True,
+            )  # fmt: skip
         assert done.returncode == 0, done.stderr
         measured.append(json.loads((tmp_path / name / "eval_results.json").read_text())["loss"])
     at_the_end = json.loads((trained_run / "eval_results.json").read_text())["loss"]

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, environment, train_tiny
+from tests.conftest import ROOT, environment
+from tests.forked import run_forked, script, train_forked
 from tests.loopback_hub import LoopbackHub
 from tests.loopback_state import Repository
 from tinystories_hf.errors import UserError
@@ -29,6 +30,10 @@ PICTURES = set(DRAWN)
 
 
 def evaluate(folder: Path, *flags: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Evaluate in a forked process; by the true command where the environment is given."""
+    if not extra:
+        home = ("--prepared_dir", str(folder / "home" / "tinystories_hf"))
+        return run_forked(folder, script, "evaluate.py", [*flags, *home])
     return subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *flags],
         cwd=folder,
@@ -43,7 +48,7 @@ def evaluate(folder: Path, *flags: str, **extra: str) -> subprocess.CompletedPro
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the run `run`, evaluated by all suites that need no judge."""
     folder = tmp_path_factory.mktemp("evaluated")
-    train_tiny(folder, *LONGER)
+    train_forked(folder, *LONGER)
     done = evaluate(folder, "--model", "run")
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
@@ -127,7 +132,7 @@ def test_several_models_are_compared(evaluated: Path, tmp_path: Path) -> None:
     """A model of the same text and other weights, measured beside the trained one."""
     other = evaluated / "other"
     if not other.exists():
-        train_tiny(evaluated, *LONGER, "--seed", "7", "--max_steps", "2", run="other")
+        train_forked(evaluated, *LONGER, "--seed", "7", "--max_steps", "2", run="other")
     out = tmp_path / "compared"
     done = evaluate(
         evaluated, "--model", "run", "other", "--suite", "loss,cloze", "--output_dir", str(out)
