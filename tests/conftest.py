@@ -239,10 +239,10 @@ def exported_run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) ->
     pytest.importorskip("onnxscript", reason="needs the packages of the extra `onnx`")
     from tinystories_hf.onnx_export import export_onnx
 
-    folder = tmp_path_factory.mktemp("exported") / "run"
-    shutil.copytree(trained_run, folder)
-    export_onnx(folder)
-    return folder
+    def make(folder: Path) -> None:
+        export_onnx(Path(shutil.copytree(trained_run, folder / "run")))
+
+    return made_once(tmp_path_factory, "exported", make) / "run"
 
 
 @pytest.fixture

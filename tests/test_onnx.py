@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoConfig
 
+from tests.conftest import made_once
 from tinystories_hf.errors import RunError, UserError
 from tinystories_hf.evaluation.reading import encode
 from tinystories_hf.files import file_sha256
@@ -20,7 +21,6 @@ from tinystories_hf.modeling import GPTNeoForCausalLM
 onnx = pytest.importorskip("onnx", reason="needs the packages of the extra `onnx`")
 from tinystories_hf import onnx_export, onnx_graph  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("page")
 PROMPT = "Once upon a time there was a little girl named Lily. She had a"
 
 
@@ -41,14 +41,16 @@ def xs_model(seed: int) -> GPTNeoForCausalLM:
     return model
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def xs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with an XS and its graph."""
-    folder = tmp_path_factory.mktemp("xs")
-    model = xs_model(seed=0)
-    model.save_pretrained(folder)
-    onnx_graph.write_graph(model, folder / "model.onnx")
-    return folder
+
+    def make(folder: Path) -> None:
+        model = xs_model(seed=0)
+        model.save_pretrained(folder)
+        onnx_graph.write_graph(model, folder / "model.onnx")
+
+    return made_once(tmp_path_factory, "xs", make)
 
 
 def real_ids(shared: Path) -> np.ndarray:

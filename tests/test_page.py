@@ -26,7 +26,6 @@ from tinystories_hf.page.build import build_page
 from tinystories_hf.page.libraries import import_map, locked_libraries
 from tinystories_hf.script_arguments import parse_page_arguments
 
-pytestmark = pytest.mark.xdist_group("page")
 OWN_FILES = sorted(path for path in build.STATIC.iterdir() if path.is_file())
 
 

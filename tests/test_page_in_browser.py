@@ -17,6 +17,7 @@ pytest.importorskip("onnx", reason="needs the packages of the extra `onnx`")
 pytest.importorskip("playwright", reason="needs playwright, of the extra `dev`")
 from playwright.sync_api import Browser
 
+from tests.conftest import made_once
 from tests.loopback_hub import LoopbackHub
 from tests.page_browser import (
     Reader,
@@ -33,7 +34,6 @@ from tinystories_hf.hub import publish
 from tinystories_hf.modeling import GPTNeoForCausalLM
 from tinystories_hf.page.build import build_page
 
-pytestmark = pytest.mark.xdist_group("page")
 CONTEXT = 512
 PROMPT = "Once upon a time there was"
 
@@ -44,7 +44,7 @@ def browser() -> Iterator[Browser]:
         yield found
 
 
-def untrained(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+def export_endless(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """Export a model of random words that never ends: there is time to stop it."""
     end = tokenizer.eos_token_id
     config = GPTNeoConfig(
@@ -67,25 +67,27 @@ def untrained(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     onnx_export.export_onnx(folder)
-    return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def models(exported_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return a model that goes on for ever, and a trained run."""
     chromium(), npm()
     tokenizer = AutoTokenizer.from_pretrained(exported_run)
-    endless = untrained(tmp_path_factory.mktemp("endless"), tokenizer)
+    endless = made_once(
+        tmp_path_factory, "endless", lambda folder: export_endless(folder, tokenizer)
+    )
     return {"endless": endless, "run": exported_run}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def site(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the page in fp32, whose text is PyTorch's."""
-    folder = tmp_path_factory.mktemp("site") / "site"
-    said = build_page(models, folder, "fp32")
-    assert "CDN" not in said
-    return folder
+
+    def make(folder: Path) -> None:
+        assert "CDN" not in build_page(models, folder / "site", "fp32")
+
+    return made_once(tmp_path_factory, "site", make) / "site"
 
 
 @pytest.fixture(scope="module")
