@@ -18,7 +18,7 @@ from huggingface_hub import constants
 
 from tests.conftest import ROOT, environment
 from tests.measure_page import table
-from tests.page_browser import npm
+from tests.page_browser import npm, require_libraries
 from tinystories_hf.errors import UserError
 from tinystories_hf.files import file_sha256
 from tinystories_hf.page import build, libraries
@@ -42,7 +42,7 @@ def command(out: Path, run: Path, home: Path) -> Iterator[tuple[str, str]]:
     flags = ["--model", str(run), "--out", str(out), "--serve", "--port", "0"]
     with subprocess.Popen(
         [sys.executable, str(ROOT / "scripts" / "build_page.py"), *flags],
-        env=environment(home),
+        env=environment(home, HF_HOME=constants.HF_HOME),
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
@@ -55,7 +55,7 @@ def command(out: Path, run: Path, home: Path) -> Iterator[tuple[str, str]]:
 def test_the_command_builds_and_serves_a_page_that_holds_all_it_needs(
     exported_run: Path, tmp_path: Path
 ) -> None:
-    npm()
+    require_libraries()
     out = tmp_path / "sites" / "mine"
     with command(out, exported_run, tmp_path / "home") as (built, serving):
         says = r"built .*mine: page \d+ kB, models [\d.]+ MB, libraries 14.8 MB"

@@ -23,9 +23,9 @@ from tests.page_browser import (
     Reader,
     axe_source,
     chromium,
-    npm,
     open_browser,
     reading,
+    require_libraries,
     served,
 )
 from tinystories_hf import onnx_export
@@ -72,7 +72,8 @@ def export_endless(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
 @pytest.fixture(scope="session")
 def models(exported_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return a model that goes on for ever, and a trained run."""
-    chromium(), npm()
+    chromium()
+    require_libraries()
     tokenizer = AutoTokenizer.from_pretrained(exported_run)
     endless = made_once(
         tmp_path_factory, "endless", lambda folder: export_endless(folder, tokenizer)
