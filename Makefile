@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART := runs/quickstart
+# Decides the order of the tests, which must not matter: `make test SEED=2` tries another one.
+SEED ?= 1
 
 .PHONY: quickstart test check lock clean
 
@@ -20,7 +22,7 @@ quickstart: $(VENV)/installed
 	fi
 
 test: $(VENV)/installed-dev check
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --randomly-seed=$(SEED)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
