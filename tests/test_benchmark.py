@@ -99,7 +99,7 @@ def test_any_configuration_is_measured_into_a_json_that_makes_the_tables(
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_the_page_shows_what_was_recorded(path: Path) -> None:
-    assert tables(json.loads(path.read_text())) in PAGE.read_text(encoding="utf-8")
+    assert tables(json.loads(path.read_text(encoding="utf-8"))) in PAGE.read_text(encoding="utf-8")
 
 
 def test_the_readme_shows_the_same_record() -> None:

@@ -17,6 +17,7 @@ from tinystories_hf.modeling import load_model
 
 SOURCES = sorted([*(ROOT / "tinystories_hf").rglob("*.py"), *(ROOT / "scripts").glob("*.py")])
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+RUNS = {"run", "Popen", "check_output"}
 
 
 def calls(source: Path) -> list[ast.Call]:
@@ -47,6 +48,24 @@ def test_nothing_unpickles_or_trusts_remote_code(source: Path) -> None:
             assert given.get("weights_only") == "True"
         assert called not in ("eval", "exec")
         assert called != "yaml.load" or "_UniqueKeyLoader" in given["Loader"]
+
+
+def is_text_without_encoding(call: ast.Call) -> bool:
+    """Return whether a call reads or writes text in the encoding of the locale."""
+    called = call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func)
+    given = {word.arg for word in call.keywords}
+    if "encoding" in given or ast.unparse(call.func) in ("os.open", "tarfile.open"):
+        return False
+    if called in ("open", "fdopen"):
+        modes = [part.value for part in call.args if isinstance(part, ast.Constant)]
+        return not any(set(str(mode)) <= set("rwabx+") and "b" in str(mode) for mode in modes)
+    of_a_path = isinstance(call.func, ast.Attribute) and called in ("read_text", "write_text")
+    return of_a_path or bool(given & {"text", "universal_newlines"} and called in RUNS)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_text_never_depends_on_the_locale(source: Path) -> None:
+    assert not [ast.unparse(call) for call in calls(source) if is_text_without_encoding(call)]
 
 
 def test_pickled_weights_are_not_loaded(run_dir: Path, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ NAMES = ("Lily", "Tom", "Mia", "Ben", "Sara", "Max", "Anna", "Tim", "Sue", "Jack
 
 def write_a_gigabyte(source: Path, path: Path) -> None:
     """Repeat the real stories in another order each time, names exchanged and a number added."""
-    stories = [part.strip("\n") for part in source.read_text().split("<|endoftext|>")]
+    stories = [
+        part.strip("\n") for part in source.read_text(encoding="utf-8").split("<|endoftext|>")
+    ]
     draw = random.Random(0)
     written = 0
     with path.open("w", encoding="utf-8") as stream:

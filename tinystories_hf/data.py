@@ -207,7 +207,7 @@ def load_prepared(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None
     from transformers import AutoTokenizer
 
     try:
-        content = json.loads((folder / "manifest.json").read_text())
+        content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         train, validation = (_read_split(content.pop(name)) for name in SPLITS)
         manifest = Manifest(**content, train=train, validation=validation)
         sizes = {name: _arrow(folder, name).stat().st_size for name in manifest.prepared}
@@ -270,9 +270,9 @@ def _fingerprint(
     modules = (cleaning, corpus, packing, tokenizing, words)
     sources = [Path(module.__file__ or "") for module in modules]
     sources.append(Path(words.__file__).with_suffix(".cpp"))
-    code = [path.read_text() for path in (*sources, Path(__file__))]
+    code = [path.read_bytes() for path in (*sources, Path(__file__))]
     parts = {
-        "code": hashlib.sha256("".join(code).encode()).hexdigest(),
+        "code": hashlib.sha256(b"".join(code)).hexdigest(),
         "tokenizers": metadata.version("tokenizers"),
         "train": found.train.identity,
         "validation": found.validation.identity,
@@ -334,7 +334,7 @@ def _write(
         train=train,
         validation=validation,
     )
-    (work / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
+    (work / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
 
 
 def _write_split(

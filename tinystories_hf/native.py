@@ -32,10 +32,8 @@ def load(name: str) -> ctypes.CDLL | None:
     try:
         command = [_compiler(), *FLAGS]
         # For this very processor: a home directory may be shared between machines.
-        identity = "\n".join(
-            [source.read_text(), *command, _run([command[0], "--version"]), _processor()]
-        )
-        digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        identity = "\n".join([*command, _run([command[0], "--version"]), _processor()])
+        digest = hashlib.sha256(source.read_bytes() + identity.encode()).hexdigest()[:16]
         caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         cached = caches / "tinystories_hf" / f"{source.stem}-{digest}.so"
         return ctypes.CDLL(str(cached)) if cached.exists() else _build(command, source, cached)
@@ -74,13 +72,15 @@ def _compiler() -> str:
 
 
 def _run(command: list[str]) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        command, check=True, capture_output=True, encoding="utf-8", errors="replace"
+    ).stdout
 
 
 def _processor() -> str:
     """Return what tells the instruction sets of processors apart."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor()
     telling = ("model name", "flags", "Features")

@@ -200,8 +200,14 @@ def git_state() -> tuple[str | None, bool | None]:
 
 def _git(folder: Path, *words: str) -> str:
     command = ["git", "-C", str(folder), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()
+    return _output(command).strip()
+
+
+def _output(command: list[str]) -> str:
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True
+    )
+    return done.stdout
 
 
 def _version(name: str) -> str | None:
@@ -227,8 +233,7 @@ def power_limit_watts() -> float | None:
     """Return the power limit of the first GPU of NVIDIA, None where it cannot be read."""
     command = ["nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        return float(done.stdout.splitlines()[0])
+        return float(_output(command).splitlines()[0])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
 
@@ -236,7 +241,7 @@ def power_limit_watts() -> float | None:
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

@@ -81,7 +81,7 @@ def _report_memory(send: Any, work: Callable[..., None], arguments: tuple[Any, .
         send.send(torch.cuda.max_memory_allocated())
         return
     # Not getrusage: it counts what the parent held when this process was forked from it.
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
     send.send(int(status.partition("VmHWM:")[2].split()[0]) * 1024)
 
 

@@ -59,7 +59,9 @@ class TrainingIndex:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.manifest = IndexManifest(**json.loads((folder / "manifest.json").read_text()))
+        self.manifest = IndexManifest(
+            **json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        )
         self._words = np.memmap(folder / "words.raw", dtype=np.uint32, mode="r")
         self._starts = np.load(folder / "starts.npy")
         spelled = (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")
@@ -140,9 +142,10 @@ def training_index(data: DataArguments, *, quiet: bool = False) -> TrainingIndex
     parts = {
         "train": split.identity,
         "cleaning": cleaning.options(once),
-        "code": hashlib.sha256("".join(p.read_text() for p in [*sources, Path(__file__)]).encode())
-        .hexdigest(),
-    }  # fmt: skip
+        "code": hashlib.sha256(
+            b"".join(path.read_bytes() for path in (*sources, Path(__file__)))
+        ).hexdigest(),
+    }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     folder = prepared_root(data) / f"index-{Path(data.dataset).stem[:50]}-{digest}"
     if not folder.exists():
@@ -180,7 +183,7 @@ def write_index(
     manifest = IndexManifest(split.identity, cleaned, len(starts) - 1, starts[-1], len(ids))
     np.save(folder / "starts.npy", np.frombuffer(starts, dtype=np.int64))
     (folder / "vocabulary.txt").write_text("\n".join(ids), encoding="utf-8")
-    (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
+    (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
     return manifest
 
 

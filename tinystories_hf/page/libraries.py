@@ -104,7 +104,8 @@ def _unpack(npm: str, library: Library, folder: Path) -> None:
                 [*command, "--pack-destination", work],
                 cwd=work,
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 check=True,
                 timeout=NPM_SECONDS,
             )
