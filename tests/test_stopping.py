@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,8 +26,8 @@ with stoppable() as stop:
 """
 
 
-def listen(mode: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", LISTEN, mode]
+def listen(mode: str, *launcher: str) -> subprocess.Popen[str]:
+    command = [*launcher, sys.executable, "-c", LISTEN, mode]
     listening = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -35,7 +36,7 @@ def listen(mode: str) -> subprocess.Popen[str]:
     return listening
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_outside_of_training_a_signal_ends_the_program_where_it_is(number: signal.Signals) -> None:
     listening = listen("at once")
     listening.send_signal(number)
@@ -57,6 +58,25 @@ def test_in_training_the_first_is_noted_its_echo_ignored_and_a_second_ends_at_on
     _, said = listening.communicate(timeout=10)
     assert listening.returncode == 75
     assert "by a second signal" in said
+
+
+def test_a_terminal_that_closes_ends_the_program_although_its_last_words_go_nowhere() -> None:
+    listening = listen("at once")
+    assert listening.stderr is not None
+    listening.stderr.close()
+    listening.send_signal(signal.SIGHUP)
+    assert listening.wait(timeout=10) == 75
+
+
+@pytest.mark.skipif(shutil.which("nohup") is None, reason="needs nohup")
+def test_nohup_is_respected() -> None:
+    listening = listen("at once", "nohup")
+    listening.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        listening.wait(timeout=0.5)
+    listening.send_signal(signal.SIGTERM)
+    _, said = listening.communicate(timeout=10)
+    assert "stopped: by SIGTERM" in said
 
 
 # In the order in which a run can meet them.

@@ -47,7 +47,11 @@ def report_user_errors() -> Iterator[None]:
 
     2 for a `UserError`, 1 for a `RunError`, 75 for `Stopped`; every other error goes through.
     Under a launcher all processes usually fail alike; those after the first say who they are.
+    Every script runs inside it, so it also makes the output safe to print to.
     """
+    from tinystories_hf.console import keep_streams
+
+    keep_streams()
     try:
         yield
     except UserError as error:

@@ -11,6 +11,7 @@ import difflib
 import math
 import re
 import reprlib
+import sys
 import types
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -327,7 +328,13 @@ class StrictParser(argparse.ArgumentParser):
             if flag.endswith("token"):
                 raise UserError(f"{flag}: a Hub token is no flag; use `hf auth login` or HF_TOKEN")
             raise UserError(f"unknown flag {flag}{did_you_mean(flag, flags)}")
-        return {key: Setting(value, f"--{key}") for key, value in vars(namespace).items()}
+        layer = {key: Setting(value, f"--{key}") for key, value in vars(namespace).items()}
+        for setting in layer.values():
+            for word in setting.value if isinstance(setting.value, list) else [setting.value]:
+                if isinstance(word, str) and not _is_text(word):
+                    encoding = sys.getfilesystemencoding()
+                    raise UserError(f"{setting.where}: expected {encoding} text, got {brief(word)}")
+        return layer
 
 
 def _metavar(hint: Any) -> str:

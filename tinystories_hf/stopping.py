@@ -1,4 +1,4 @@
-"""Ending on request: SIGTERM and SIGINT end a run after the step it is in, with all of it saved.
+"""Ending on request: SIGTERM, SIGINT and SIGHUP end a run after its step, with all of it saved.
 
 It is how a run on a machine that is taken away (spot, SLURM) normally ends. Imports nothing heavy:
 a script listens from its first moment on.
@@ -58,21 +58,33 @@ class StopRequest:
     def _leave(self, last_words: str) -> NoReturn:
         with suppress(Exception):  # a stream may be in the middle of a line
             sys.stdout.flush()
-        os.write(2, f"{last_words}\n".encode())
+        with suppress(OSError):  # the terminal may be gone
+            os.write(2, f"{last_words}\n".encode())
         os._exit(EXIT_STOPPED)
 
 
 @contextmanager
 def stoppable() -> Iterator[StopRequest]:
-    """Listen to SIGTERM and SIGINT; below a launcher, also to its death."""
+    """Listen to the signals that end a run; below a launcher, also to its death."""
     request = StopRequest()
-    before = {number: signal.signal(number, request.handle) for number in SIGNALS}
+    before = {number: signal.signal(number, request.handle) for number in signals()}
     end_with_the_launcher()
     try:
         yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def signals() -> list[signal.Signals]:
+    """Return the signals that end a run: SIGHUP, of a terminal that closes, unless it is ignored.
+
+    `nohup` starts a program with SIGHUP ignored; Windows has no such signal.
+    """
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+        return list(SIGNALS)
+    return [*SIGNALS, hangup]
 
 
 def end_with_the_launcher() -> None:
