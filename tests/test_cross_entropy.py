@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import transformers
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.test_attention import configuration, tokens
+from tests.test_attention import configuration, pair, tokens
 from tinystories_hf import cross_entropy, kernels
 from tinystories_hf.cross_entropy import causal_lm_loss, token_losses
 from tinystories_hf.modeling import GPTNeoForCausalLM
@@ -105,6 +106,88 @@ def test_very_large_and_very_small_logits_keep_their_loss() -> None:
     )
     losses = token_losses(states.flatten(0, 1), weight, labels.flatten())
     torch.testing.assert_close(losses, right.detach(), rtol=1e-6, atol=1e-3)
+
+
+def both_losses(
+    states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, gradient: bool
+) -> list[Callable[[], torch.Tensor]]:
+    """Return the two ways from labels to losses, as calls."""
+    states, weight = (x.detach().requires_grad_(gradient) for x in (states, weight))
+    return [
+        lambda: causal_lm_loss(states, weight, labels),
+        lambda: token_losses(states.flatten(0, 1), weight, labels.flatten()),
+    ]
+
+
+@pytest.mark.parametrize("dtype", cross_entropy.INTEGERS)
+@pytest.mark.parametrize("gradient", [True, False])
+def test_labels_of_any_integer_type_give_the_same_loss(dtype: torch.dtype, gradient: bool) -> None:
+    states, weight, labels = given()
+    labels = labels % 100
+    if dtype.is_signed:
+        labels[0, :5] = -100
+    expected = [loss() for loss in both_losses(states, weight, labels, gradient)]
+    found = [loss() for loss in both_losses(states, weight, labels.to(dtype), gradient)]
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("label", [VOCABULARY, -1, -99, -101, 5_000_000, 2**62, -(2**63)])
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("at", [1, LENGTH - 1])
+def test_a_label_outside_the_vocabulary_is_refused(label: int, gradient: bool, at: int) -> None:
+    states, weight, labels = given()
+    labels[BATCH - 1, at] = label
+    for loss in both_losses(states, weight, labels, gradient):
+        with pytest.raises(IndexError, match=f"^Target {label} is out of bounds"):
+            loss()
+    # The ends of the vocabulary are inside it.
+    labels[BATCH - 1, at], labels[0, at] = 0, VOCABULARY - 1
+    for loss in both_losses(states, weight, labels, gradient):
+        assert loss().isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.float64, torch.complex64])
+def test_labels_that_are_not_integers_are_refused_as_in_the_stock_model(dtype: torch.dtype) -> None:
+    states, weight, labels = given()
+    for loss in both_losses(states, weight, labels.to(dtype), True):
+        with pytest.raises(RuntimeError, match=f"labels have to be integers.* not {dtype}"):
+            loss()
+
+
+def test_more_or_fewer_labels_than_tokens_are_refused_as_in_the_stock_model() -> None:
+    states, weight, labels = given()
+    for wrong in (labels[:, 1:], labels[:1], labels[:, :0], labels[:0], labels[0, 0]):
+        for loss in both_losses(states, weight, wrong, True):
+            with pytest.raises(ValueError, match="111 tokens but labels of shape"):
+                loss()
+    # As many are taken in any shape, as in the stock model, and shifted along the last dimension.
+    logits = (states @ weight.t()).flatten(0, 1)
+    flat = causal_lm_loss(states.flatten(0, 1), weight, labels.flatten())
+    torch.testing.assert_close(flat, functional.cross_entropy(logits[:-1], labels.flatten()[1:]))
+
+
+def test_a_batch_without_tokens_has_the_loss_of_the_stock_model() -> None:
+    states, weight, labels = given()
+    assert causal_lm_loss(states[:0], weight, labels[:0]).isnan()
+    assert token_losses(states[:0].flatten(0, 1), weight, labels[:0].flatten()).shape == (0,)
+
+
+def test_the_model_refuses_the_labels_that_the_stock_model_refuses() -> None:
+    models = pair(num_heads=4)
+    ids = tokens(2, 20)
+    for label in (97, -1, 5_000_000):
+        labels = ids.clone()
+        labels[1, 7] = label
+        for model in models:
+            with pytest.raises(IndexError, match=f"Target {label} is out of bounds"):
+                model(ids, labels=labels)
+    for labels in (ids[:, 1:], ids[:1], ids[:0]):
+        for model in models:
+            with pytest.raises(ValueError):  # noqa: PT011  (two wordings)
+                model(ids, labels=labels)
+    ours, stock = models
+    right = stock(ids, labels=ids).loss
+    torch.testing.assert_close(ours(ids, labels=ids.int()).loss, right, rtol=1e-5, atol=1e-5)
 
 
 class Largest(TorchDispatchMode):

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+import re
+import resource
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.forked import run_forked
 from tests.reference import slow_attention
+from tests.test_attention import configuration
 from tinystories_hf import kernels
 from tinystories_hf.kernels import AttentionSettings
+from tinystories_hf.modeling import GPTNeoForCausalLM
 
 pytestmark = pytest.mark.skipif(
     not kernels.available(), reason="needs a C++ compiler with OpenMP, which is not there"
@@ -159,6 +167,124 @@ def test_a_nan_is_seen_and_not_hidden() -> None:
     losses = kernels.cross_entropy_(logits, torch.arange(16), with_gradient=True)
     assert torch.isnan(losses).tolist() == [i == 2 for i in range(16)]
     assert torch.isnan(logits).any(0).tolist() == [i == 2 for i in range(16)]
+
+
+WRONG_SETTINGS = [
+    *({"heads": heads} for heads in (0, -1, 3, 5, 8, 16)),
+    *({"window": window} for window in (0, -1, -(2**70))),
+    *({"dropout": dropout} for dropout in (-0.1, 1.1, float("nan"), float("inf"))),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_SETTINGS, ids=str)
+def test_settings_that_no_attention_can_have_are_refused(wrong: dict[str, Any]) -> None:
+    settings = AttentionSettings(2, 3)._replace(**wrong)
+    inputs = drawn(2, 5, 16)
+    sums = torch.zeros(2, 2, 5)
+    with pytest.raises(ValueError, match=r"heads|window"):
+        kernels.attention_forward(settings, *inputs[:3])
+    with pytest.raises(ValueError, match=r"heads|window"):
+        kernels.attention_backward(settings, inputs[3], inputs[0], sums, *inputs[:3])
+
+
+def unfit(good: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return what a caller may hand over by mistake in place of a tensor."""
+    wrong = {
+        "on no device": good.to("meta"),
+        "of another type": good.double() if good.is_floating_point() else good.int(),
+        "of more dimensions": good[None],
+        "expanded": good[:1].expand_as(good),
+        "with gaps": torch.stack([good, good], -1)[..., 0],
+        "sparse": good.to_sparse(),
+    }
+    if good.dim() == 1 or good.dim() == 3:  # of logits, another vocabulary is none the worse
+        wrong |= {"longer": torch.cat([good, good]), "shorter": good[:-1], "empty": good[:0]}
+    if good.dim() > 1:
+        wrong["transposed"] = good.transpose(0, -1).contiguous().transpose(0, -1)
+        wrong["negative by a flag"] = torch._neg_view(good)
+    return wrong
+
+
+@pytest.mark.parametrize("kind", unfit(torch.zeros(2, 3, 1)))
+def test_no_tensor_that_is_not_as_described_reaches_the_kernels(kind: str) -> None:
+    settings = AttentionSettings(2, 3)
+    query, key, value, grad = drawn(2, 5, 16)
+    output, sums = kernels.attention_forward(settings, query, key, value)
+    logits, labels = torch.zeros(3, 32), torch.zeros(32, dtype=torch.int64)
+    calls: list[tuple[Callable[..., object], list[torch.Tensor]]] = [
+        (partial(kernels.attention_forward, settings), [query, key, value]),
+        (partial(kernels.attention_backward, settings), [grad, output, sums, query, key, value]),
+        (partial(kernels.cross_entropy_, with_gradient=True), [logits, labels]),
+    ]
+    for call, tensors in calls:
+        call(*tensors)
+        for at, tensor in enumerate(tensors):
+            if kind in unfit(tensor):
+                with pytest.raises(ValueError, match="the kernel takes"):
+                    call(*tensors[:at], unfit(tensor)[kind], *tensors[at + 1 :])
+
+
+def test_tensors_without_memory_reach_no_kernel() -> None:
+    settings = AttentionSettings(2, 3)
+
+    def attend(query: torch.Tensor) -> torch.Tensor:
+        return kernels.attention_forward(settings, query, query, query)[0]
+
+    with FakeTensorMode(), pytest.raises(ValueError, match="the kernel takes"):
+        attend(torch.zeros(2, 5, 16))
+    with pytest.raises(ValueError, match="the kernel takes"):
+        torch.func.functionalize(attend)(torch.zeros(2, 5, 16))
+
+
+def test_a_model_without_memory_goes_without_the_kernels() -> None:
+    with FakeTensorMode():
+        ids = torch.zeros(2, 5, dtype=torch.int64)
+        model = GPTNeoForCausalLM(configuration())
+        model(ids, labels=ids).loss.backward()
+        assert model.lm_head.weight.grad is not None
+
+
+def starve() -> None:
+    """Call the kernels with room for their results, but not for their buffers."""
+    inputs = [torch.zeros(1, 2**21, 4) for _ in range(3)]
+    size = int(re.findall(r"VmSize:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) << 10
+    resource.setrlimit(resource.RLIMIT_AS, (size + (56 << 20), -1))
+    with pytest.raises(MemoryError, match="buffers of the attention"):
+        kernels.attention_forward(AttentionSettings(1, 1), *inputs)
+    print("refused")
+
+
+def test_where_memory_ends_a_kernel_raises(tmp_path: Path) -> None:
+    done = run_forked(tmp_path, starve)
+    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 16), (2, 0, 16), (0, 0, 16), (1, 1, 16)])
+def test_attention_over_nothing_is_nothing(shape: tuple[int, int, int]) -> None:
+    *inputs, grad = drawn(*shape)
+    settings = AttentionSettings(2, 3)
+    output, sums = kernels.attention_forward(settings, *inputs)
+    grads = kernels.attention_backward(settings, grad, output, sums, *inputs)
+    assert [x.shape for x in (output, *grads)] == [shape] * 4
+    assert all(x.isfinite().all() for x in (output, *grads))
+
+
+def test_where_all_weights_are_dropped_nothing_is_left() -> None:
+    *inputs, grad = drawn(2, 5, 16)
+    for dropout in (1.0, 1 - 1e-12):
+        settings = AttentionSettings(2, 3, dropout)
+        output, sums = kernels.attention_forward(settings, *inputs)
+        grads = kernels.attention_backward(settings, grad, output, sums, *inputs)
+        assert not any(x.any() for x in (output, *grads))
+
+
+def test_a_label_outside_the_vocabulary_leaves_the_logits_as_they_were() -> None:
+    for label in (3, -1, -101, 2**62):
+        logits, labels = torch.zeros(3, 32), torch.zeros(32, dtype=torch.int64)
+        labels[17] = label
+        with pytest.raises(IndexError, match=f"Target {label} is out of bounds"):
+            kernels.cross_entropy_(logits, labels, with_gradient=True)
+        assert not logits.any()
 
 
 IMPORT = "from tinystories_hf import kernels; print(kernels.available())"

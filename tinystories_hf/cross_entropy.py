@@ -17,6 +17,10 @@ from torch.nn import functional
 from tinystories_hf import kernels
 
 IGNORED = -100
+INTEGERS = (
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint8, torch.uint16, torch.uint32),
+)
 # Logits that are held at once, in bytes. On the CPU they stay in the last cache; on a GPU they have
 # to be enough to keep it busy.
 CHUNK_BYTES = {"cpu": 13 * 2**20, "cuda": 2**29}
@@ -33,13 +37,19 @@ def causal_lm_loss(
     Args:
         hidden_states: what the head is given, (batch, length, hidden).
         weight: of the head, (vocabulary, hidden).
-        labels: (batch, length), not shifted; -100 is not counted.
+        labels: (batch, length), not shifted; integers; -100 is not counted.
         num_items_in_batch: what the sum is divided by, where gradients are accumulated over several
             batches; the number of labels that are counted, where None.
+
+    Raises:
+        IndexError: a label is neither -100 nor in the vocabulary (on a GPU: the device's assert).
+        RuntimeError, ValueError: labels are no integers, or not as many as hidden states.
     """
-    targets = functional.pad(labels, (0, 1), value=IGNORED)[:, 1:].to(hidden_states.device)
+    hidden_states = hidden_states.flatten(0, -2)
+    labels = _as_targets(labels, hidden_states)
+    targets = functional.pad(labels, (0, 1), value=IGNORED)[..., 1:]
     total: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_states.flatten(0, 1), weight, targets.flatten(), _head_dtype(hidden_states)
+        hidden_states, weight, targets.flatten(), _head_dtype(hidden_states)
     )
     if num_items_in_batch is None:
         num_items_in_batch = (targets != IGNORED).sum()
@@ -55,9 +65,24 @@ def token_losses(
     """Return the loss of each token in nats, fp32 or wider, (tokens,).
 
     `hidden_states` are (tokens, hidden), `labels` (tokens,): the tokens that each one predicts.
+
+    Raises:
+        IndexError, RuntimeError, ValueError: as `causal_lm_loss`.
     """
+    labels = _as_targets(labels, hidden_states)
     dtype = _head_dtype(hidden_states)
     return _by_chunks(hidden_states.to(dtype), weight.to(dtype), labels, with_gradient=False)[0]
+
+
+def _as_targets(labels: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Return labels as int64 beside the hidden states, which are (tokens, hidden)."""
+    if labels.dtype not in INTEGERS:
+        raise RuntimeError(f"labels have to be integers such as int64, not {labels.dtype}")
+    if labels.numel() != len(hidden_states):
+        raise ValueError(
+            f"there are {len(hidden_states)} tokens but labels of shape {tuple(labels.shape)}"
+        )
+    return labels.to(hidden_states.device, torch.int64)
 
 
 def _head_dtype(hidden_states: torch.Tensor) -> torch.dtype:
@@ -128,13 +153,15 @@ def _by_chunks(
 
 def chunk_tokens(weight: torch.Tensor) -> int:
     """Return how many tokens' logits are made at a time, a whole number of the kernel's vectors."""
-    chunk = CHUNK_BYTES.get(weight.device.type, 2**29) // (len(weight) * weight.element_size())
+    chunk = CHUNK_BYTES.get(weight.device.type, 2**29) // max(
+        1, len(weight) * weight.element_size()
+    )
     return max(kernels.LANES, chunk // kernels.LANES * kernels.LANES)
 
 
 def _has_kernel(weight: torch.Tensor) -> bool:
     known = weight.dtype in (torch.float32, torch.bfloat16)
-    return weight.device.type == "cpu" and known and kernels.available()
+    return kernels.readable(weight) and known and kernels.available()
 
 
 def _kernel_chunk(

@@ -6,10 +6,14 @@
 //
 // Only vector extensions of GCC and Clang are used, so that one text serves AVX-512, AVX2 and NEON.
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
+#include <memory>
 #include <type_traits>
 #include <vector>
 
@@ -72,7 +76,7 @@ inline Floats exponential(Floats x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  return vanishes ? Floats{} : p * (Floats)(((Ints)shifted - (Ints)round + 127) << 23);
+  return vanishes ? Floats{} : p * (Floats)(((Bits)shifted - (Bits)round + 127) << 23);
 }
 
 // Dropout needs a random number for each score, the same ones again in the backward pass. They are
@@ -99,6 +103,17 @@ struct Attention {
   uint64_t seed;       // of this call's dropout
   uint32_t threshold;  // dropped where the random number is below it
   float keep_scale;    // 1 / (1 - dropout)
+};
+
+// Numbers without a value yet, the same count for each thread.
+class Buffer {
+ public:
+  Buffer(int64_t threads, int64_t count) : count_(count), numbers_(new float[threads * count]) {}
+  float *of_this_thread() const { return numbers_.get() + omp_get_thread_num() * count_; }
+
+ private:
+  int64_t count_;
+  std::unique_ptr<float[]> numbers_;
 };
 
 // Rows first to last - 1 of one head, 16 of them side by side: packed[row / 16][d][row % 16].
@@ -132,14 +147,15 @@ template <int D, bool Dropout>
 void forward(const Attention &a, const float *query, const float *key, const float *value,
              float *output, float *log_sums) {
   const int64_t stride = a.heads * D, padded = (a.length + kLanes - 1) / kLanes * kLanes;
+  const Buffer all(a.threads, padded * (2 * D + 1));
 #pragma omp parallel num_threads(a.threads)
   {
-    std::vector<float> keys(padded * D), values(padded * D), scores(padded);
+    float *keys = all.of_this_thread(), *values = keys + padded * D, *scores = values + padded * D;
 #pragma omp for schedule(dynamic)
     for (int64_t head = 0; head < a.batch * a.heads; ++head) {
       const int64_t start = head / a.heads * a.length * stride + head % a.heads * D;
-      pack<D>(key + start, stride, 0, a.length, keys.data());
-      pack<D>(value + start, stride, 0, a.length, values.data());
+      pack<D>(key + start, stride, 0, a.length, keys);
+      pack<D>(value + start, stride, 0, a.length, values);
       for (int64_t i = 0; i < a.length; ++i) {
         const int64_t first = std::max<int64_t>(0, i - a.window + 1);
         const int64_t begin = first / kLanes * kLanes;
@@ -178,10 +194,11 @@ void backward(const Attention &a, const float *query, const float *key, const fl
               float *grad_query, float *grad_key, float *grad_value) {
   constexpr int64_t tile = std::max<int64_t>(1, (32 << 10) / (4 * D * kLanes * 4)) * kLanes;
   const int64_t stride = a.heads * D;
+  const Buffer all(a.threads, a.length);
 #pragma omp parallel num_threads(a.threads)
   {
+    float *deltas = all.of_this_thread();
     alignas(64) float keys[tile * D], values[tile * D], grad_keys[tile * D], grad_values[tile * D];
-    std::vector<float> deltas(a.length);
 #pragma omp for schedule(dynamic)
     for (int64_t head = 0; head < a.batch * a.heads; ++head) {
       const int64_t start = head / a.heads * a.length * stride + head % a.heads * D;
@@ -239,17 +256,22 @@ void backward(const Attention &a, const float *query, const float *key, const fl
 
 // Logits are (vocabulary, tokens), 16 tokens side by side; `tokens` is a multiple of 16. Each thread
 // takes a share of the vocabulary and keeps the largest logit and the sum of exponentials per token.
-// A label below 0 is not counted. With the gradient, each logit is replaced by its own.
+// A label of -100 is not counted. With the gradient, each logit is replaced by its own. Returns the
+// place of a label that is outside the vocabulary, before anything is changed, or kDone.
+constexpr int64_t kIgnored = -100, kDone = -1, kNoMemory = -2;
 template <typename Number>
-void cross_entropy(int64_t vocabulary, int64_t tokens, int64_t threads, const int64_t *labels,
+int64_t cross_entropy(int64_t vocabulary, int64_t tokens, int64_t threads, const int64_t *labels,
                    bool with_gradient, Number *logits, float *losses) {
+  for (int64_t c = 0; c < tokens; ++c)
+    if (labels[c] != kIgnored && (labels[c] < 0 || labels[c] >= vocabulary)) return c;
   constexpr int64_t tile = 64;  // vocabulary entries between two corrections of the sums
   std::vector<float> tops(threads * tokens, -INFINITY), sums(threads * tokens, 0.0f);
   std::vector<float> log_sums(tokens), counted(tokens);
+  std::vector<float> grad_labels(tokens, 0.0f);  // in fp32: near 1, bf16 is too coarse for p - 1
   const int64_t tiles = (vocabulary + tile - 1) / tile;
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t thread = 0; thread < threads; ++thread) {
-    float *top = &tops[thread * tokens], *total = &sums[thread * tokens];
+    float *top = tops.data() + thread * tokens, *total = sums.data() + thread * tokens;
     for (int64_t t = tiles * thread / threads; t < tiles * (thread + 1) / threads; ++t) {
       const int64_t begin = t * tile, end = std::min(begin + tile, vocabulary);
       for (int64_t c = 0; c < tokens; c += kLanes) {
@@ -274,8 +296,7 @@ void cross_entropy(int64_t vocabulary, int64_t tokens, int64_t threads, const in
     const int64_t at = std::max<int64_t>(labels[c], 0) * tokens + c;
     losses[c] = labels[c] < 0 ? 0 : log_sums[c] - load(logits + at - c % kLanes)[c % kLanes];
   }
-  if (!with_gradient) return;
-  std::vector<float> grad_labels(tokens, 0.0f);  // in fp32: near 1, bf16 is too coarse for p - 1
+  if (!with_gradient) return kDone;
   for (int64_t c = 0; c < tokens; ++c)
     if (labels[c] >= 0) grad_labels[c] = std::expm1(-losses[c]);
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -291,6 +312,17 @@ void cross_entropy(int64_t vocabulary, int64_t tokens, int64_t threads, const in
     Floats gradients = load(at);
     gradients[c % kLanes] = grad_labels[c];
     store(at, gradients);
+  }
+  return kDone;
+}
+
+// Memory is asked for outside of parallel regions, which no exception may leave.
+template <typename Result, typename Run>
+Result with_memory(Result without, Run run) {
+  try {
+    return run();
+  } catch (const std::exception &) {  // bad_alloc, or a length that no vector can have
+    return without;
   }
 }
 
@@ -312,32 +344,42 @@ bool with_dimension(int64_t dimension, Run run) {
 
 extern "C" {
 
-bool attention_forward(const Attention *a, int64_t dimension, const float *query, const float *key,
-                       const float *value, float *output, float *log_sums) {
-  return with_dimension(dimension, [&](auto d) {
-    const auto run = a->threshold ? forward<d(), true> : forward<d(), false>;
-    run(*a, query, key, value, output, log_sums);
+// Both return false where there is no kernel for the dimension, or no memory.
+bool attention_forward(const Attention *a, int64_t dimension, float *log_sums, const float *query,
+                       const float *key, const float *value, float *output) {
+  return with_memory(false, [&] {
+    return with_dimension(dimension, [&](auto d) {
+      const auto run = a->threshold ? forward<d(), true> : forward<d(), false>;
+      run(*a, query, key, value, output, log_sums);
+    });
   });
 }
 
-bool attention_backward(const Attention *a, int64_t dimension, const float *query, const float *key,
-                        const float *value, const float *output, const float *log_sums,
-                        const float *grad_output, float *grad_query, float *grad_key,
-                        float *grad_value) {
-  return with_dimension(dimension, [&](auto d) {
-    const auto run = a->threshold ? backward<d(), true> : backward<d(), false>;
-    run(*a, query, key, value, output, log_sums, grad_output, grad_query, grad_key, grad_value);
+bool attention_backward(const Attention *a, int64_t dimension, const float *log_sums,
+                        const float *query, const float *key, const float *value,
+                        const float *output, const float *grad_output, float *grad_query,
+                        float *grad_key, float *grad_value) {
+  return with_memory(false, [&] {
+    return with_dimension(dimension, [&](auto d) {
+      const auto run = a->threshold ? backward<d(), true> : backward<d(), false>;
+      run(*a, query, key, value, output, log_sums, grad_output, grad_query, grad_key, grad_value);
+    });
   });
 }
 
-void cross_entropy_float(int64_t vocabulary, int64_t tokens, int64_t threads, const int64_t *labels,
-                         bool with_gradient, float *logits, float *losses) {
-  cross_entropy(vocabulary, tokens, threads, labels, with_gradient, logits, losses);
-}
-
-void cross_entropy_bfloat16(int64_t vocabulary, int64_t tokens, int64_t threads,
-                            const int64_t *labels, bool with_gradient, Bfloat16 *logits,
+int64_t cross_entropy_float(int64_t vocabulary, int64_t tokens, int64_t threads,
+                            const int64_t *labels, bool with_gradient, float *logits,
                             float *losses) {
-  cross_entropy(vocabulary, tokens, threads, labels, with_gradient, logits, losses);
+  return with_memory(kNoMemory, [&] {
+    return cross_entropy(vocabulary, tokens, threads, labels, with_gradient, logits, losses);
+  });
+}
+
+int64_t cross_entropy_bfloat16(int64_t vocabulary, int64_t tokens, int64_t threads,
+                               const int64_t *labels, bool with_gradient, Bfloat16 *logits,
+                               float *losses) {
+  return with_memory(kNoMemory, [&] {
+    return cross_entropy(vocabulary, tokens, threads, labels, with_gradient, logits, losses);
+  });
 }
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,10 @@ from tinystories_hf import native
 HEAD_DIMS = (4, 8, 16, 32, 48, 64)
 # The cross-entropy takes tokens by so many side by side.
 LANES = 16
+# Positions are counted in 32 bits, in steps of `LANES`.
+LONGEST = 2**31 - LANES
+# What the cross-entropy returns, where it is not the place of a label outside the vocabulary.
+NO_MEMORY = -2
 
 
 class AttentionSettings(NamedTuple):
@@ -50,6 +55,11 @@ def available() -> bool:
     return native.load("kernels.cpp") is not None
 
 
+def readable(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor has its numbers in main memory; a FakeTensor or DTensor has not."""
+    return tensor.device.type == "cpu" and type(tensor) in (torch.Tensor, torch.nn.Parameter)
+
+
 def attention_forward(
     settings: AttentionSettings, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,14 +67,18 @@ def attention_forward(
 
     `query`, `key` and `value` are fp32 of shape (batch, length, hidden), contiguous, with a head
     dimension of `HEAD_DIMS`; log-sums are (batch, heads, length).
+
+    Raises:
+        ValueError: a tensor or a setting is not as described.
+        MemoryError: there is no memory for the kernel's buffers.
     """
-    batch, length, hidden = query.shape
+    struct = _struct(settings, query)
     output = torch.empty_like(query)
-    log_sums = query.new_empty(batch, settings.heads, length)
-    pointers = _pointers(query, key, value, output, log_sums)
-    dimension = hidden // settings.heads
-    done = _library().attention_forward(_struct(query, settings), dimension, *pointers)
-    assert done, f"no kernel for heads of {dimension}"
+    log_sums = query.new_empty(struct.batch, struct.heads, struct.length)
+    _attend(
+        _library().attention_forward, struct, query.shape,
+        query=query, key=key, value=value, output=output, log_sums=log_sums,
+    )  # fmt: skip
     return output, log_sums
 
 
@@ -77,12 +91,17 @@ def attention_backward(
     key: torch.Tensor,
     value: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the gradients of query, key and value, from what `attention_forward` returned."""
-    grads = (torch.empty_like(query), torch.empty_like(key), torch.empty_like(value))
-    pointers = _pointers(query, key, value, output, log_sums, grad_output, *grads)
-    dimension = query.shape[-1] // settings.heads
-    done = _library().attention_backward(_struct(query, settings), dimension, *pointers)
-    assert done, f"no kernel for heads of {dimension}"
+    """Return the gradients of query, key and value, from what `attention_forward` returned.
+
+    Raises:
+        ValueError, MemoryError: as `attention_forward`.
+    """
+    grads = (torch.empty_like(query), torch.empty_like(query), torch.empty_like(query))
+    _attend(
+        _library().attention_backward, _struct(settings, query), query.shape,
+        query=query, key=key, value=value, output=output, log_sums=log_sums,
+        grad_output=grad_output, grad_query=grads[0], grad_key=grads[1], grad_value=grads[2],
+    )  # fmt: skip
     return grads
 
 
@@ -92,49 +111,99 @@ def cross_entropy_(
     """Return the loss of each token in nats, fp32; with the gradient, `logits` become theirs.
 
     `logits` is (vocabulary, tokens), fp32 or bf16, contiguous, tokens a multiple of `LANES`;
-    a token whose label is negative has no loss and no gradient.
+    `labels` is (tokens,), int64. A token of label -100 has no loss and no gradient.
+
+    Raises:
+        ValueError: a tensor is not as described.
+        IndexError: a label is neither -100 nor in the vocabulary; `logits` are as they were.
+        MemoryError: there is no memory for the kernel's buffers.
     """
-    vocabulary, tokens = logits.shape
-    assert tokens % LANES == 0, f"{tokens} tokens are not a multiple of {LANES}"
-    assert labels.shape == (tokens,)
-    losses = torch.empty(tokens)
     library = _library()
-    run = {
+    kernels = {
         torch.float32: library.cross_entropy_float,
         torch.bfloat16: library.cross_entropy_bfloat16,
-    }[logits.dtype]
-    label_pointer, logit_pointer, loss_pointer = _pointers(labels, logits, losses)
-    threads = torch.get_num_threads()
-    run(vocabulary, tokens, threads, label_pointer, with_gradient, logit_pointer, loss_pointer)
+    }
+    if logits.dim() != 2 or logits.shape[1] % LANES or logits.dtype not in kernels:
+        raise ValueError(
+            "logits: the kernel takes fp32 or bf16 of shape (vocabulary, tokens), tokens a"
+            f" multiple of {LANES}, not {logits.dtype} of shape {tuple(logits.shape)}"
+        )
+    vocabulary, tokens = logits.shape
+    losses = torch.empty(tokens, dtype=torch.float32, device="cpu")
+    label_pointer = _pointer("labels", labels, torch.int64, (tokens,))
+    logit_pointer = _pointer("logits", logits, logits.dtype, (vocabulary, tokens))
+    result = kernels[logits.dtype](
+        vocabulary, tokens, torch.get_num_threads(), label_pointer, with_gradient, logit_pointer,
+        losses.data_ptr(),
+    )  # fmt: skip
+    if result == NO_MEMORY:
+        raise MemoryError("there is no memory for the buffers of the cross-entropy")
+    if result >= 0:
+        # In the words of PyTorch.
+        raise IndexError(f"Target {labels[result].item()} is out of bounds.")
     return losses
 
 
-def _struct(query: torch.Tensor, settings: AttentionSettings) -> Any:
-    batch, length, _ = query.shape
-    return ctypes.byref(
-        _Attention(
-            batch=batch,
-            length=length,
-            heads=settings.heads,
-            window=min(settings.window, length),
-            threads=torch.get_num_threads(),
-            seed=settings.seed,
-            threshold=round(settings.dropout * 2**32),
-            keep_scale=1 / (1 - settings.dropout),
+def _struct(settings: AttentionSettings, query: torch.Tensor) -> _Attention:
+    heads, window, dropout, seed = settings
+    if query.dim() != 3 or heads < 1 or query.shape[2] not in [heads * dim for dim in HEAD_DIMS]:
+        raise ValueError(
+            f"query: the kernel takes (batch, length, heads * dimension) with {heads} heads of a"
+            f" dimension in {HEAD_DIMS}, not {tuple(query.shape)}"
         )
+    batch, length, _ = query.shape
+    if length > LONGEST:
+        raise ValueError(f"query: {length} positions are more than the kernel's {LONGEST}")
+    if window < 1 or not 0 <= dropout <= 1:
+        raise ValueError(f"window has to be positive and dropout from 0 to 1: {settings}")
+    return _Attention(
+        batch=batch,
+        length=length,
+        heads=heads,
+        window=min(window, length),
+        threads=torch.get_num_threads(),
+        seed=seed,
+        threshold=min(round(dropout * 2**32), 2**32 - 1),
+        # Where all is dropped, all is 0.
+        keep_scale=1 / (1 - dropout) if dropout < 1 else 0,
     )
 
 
-def _pointers(*tensors: torch.Tensor) -> list[int]:
-    for tensor in tensors:
-        assert tensor.is_contiguous(), "the kernels take contiguous tensors"
-    return [tensor.data_ptr() for tensor in tensors]
+def _attend(
+    run: Any, struct: _Attention, shape: torch.Size, log_sums: torch.Tensor, **tensors: torch.Tensor
+) -> None:
+    """Call a kernel with pointers to its tensors, in its order: (batch, length, hidden) each."""
+    sums = _pointer("log_sums", log_sums, torch.float32, (shape[0], struct.heads, shape[1]))
+    pointers = [_pointer(name, x, torch.float32, shape) for name, x in tensors.items()]
+    dimension = shape[2] // struct.heads
+    if not run(ctypes.byref(struct), dimension, sums, *pointers):
+        raise MemoryError("there is no memory for the buffers of the attention")
+
+
+def _pointer(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: Sequence[int]) -> int:
+    """Return the address of a tensor, from which the C++ takes `shape` numbers of `dtype`."""
+    if (
+        not readable(tensor)
+        or tensor.layout != torch.strided
+        or tensor.dtype != dtype
+        or tensor.shape != torch.Size(shape)
+        or not tensor.is_contiguous()
+        or tensor.is_neg()
+        or (tensor.numel() and not tensor.data_ptr())
+    ):
+        raise ValueError(
+            f"{name}: the kernel takes a contiguous {dtype} tensor of shape {tuple(shape)} on the"
+            f" CPU, not {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
+            + (f", strides {tensor.stride()}" if tensor.layout == torch.strided else "")
+        )
+    return tensor.data_ptr()
 
 
 @functools.cache
 def _library() -> ctypes.CDLL:
     library = native.load("kernels.cpp")
-    assert library is not None, "ask available() first"
+    if library is None:
+        raise RuntimeError("the kernels are not available; ask available() first")
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     settings = ctypes.POINTER(_Attention)
     library.attention_forward.argtypes = (settings, number, *[pointer] * 5)
@@ -143,5 +212,5 @@ def _library() -> ctypes.CDLL:
         attention.restype = ctypes.c_bool
     for cross_entropy in (library.cross_entropy_float, library.cross_entropy_bfloat16):
         cross_entropy.argtypes = (*[number] * 3, pointer, ctypes.c_bool, pointer, pointer)
-        cross_entropy.restype = None
+        cross_entropy.restype = number
     return library
