@@ -18,6 +18,7 @@ from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import ROOT, TINY_CONFIG, environment
@@ -103,6 +104,13 @@ def launched(rank: int, processes: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+
+
+def leave_memory(size: int) -> None:
+    """Let this process, which is a forked one, have so many bytes more than it has, and no more."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + size, -1))
 
 
 def free_port() -> int:

@@ -50,6 +50,12 @@ def test_nothing_unpickles_or_trusts_remote_code(source: Path) -> None:
         assert called != "yaml.load" or "_UniqueKeyLoader" in given["Loader"]
 
 
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_no_destructor_can_raise(source: Path) -> None:
+    """A `__del__` also runs where the constructor failed; `weakref.finalize` does not."""
+    assert "def __del__(" not in source.read_text(encoding="utf-8")
+
+
 def is_text_without_encoding(call: ast.Call) -> bool:
     """Return whether a call reads or writes text in the encoding of the locale."""
     called = call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import re
-import resource
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.forked import run_forked
+from tests.forked import leave_memory, run_forked
 from tests.reference import slow_attention
 from tests.test_attention import configuration
 from tinystories_hf import kernels
@@ -247,8 +245,7 @@ def test_a_model_without_memory_goes_without_the_kernels() -> None:
 def starve() -> None:
     """Call the kernels with room for their results, but not for their buffers."""
     inputs = [torch.zeros(1, 2**21, 4) for _ in range(3)]
-    size = int(re.findall(r"VmSize:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) << 10
-    resource.setrlimit(resource.RLIMIT_AS, (size + (56 << 20), -1))
+    leave_memory(56 << 20)
     with pytest.raises(MemoryError, match="buffers of the attention"):
         kernels.attention_forward(AttentionSettings(1, 1), *inputs)
     print("refused")

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import copy
+import gc
 import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -86,3 +91,55 @@ def test_a_tokenizer_that_would_cut_stories_does_not(tmp_path: Path) -> None:
     cutting.backend_tokenizer.enable_padding(length=200)
     stories = [*toy_stories(3), "Zoë ran and ran and ran."]
     assert StoryTokenizer(cutting)(stories).tolist() == slow(stories, TRAINED)
+
+
+def test_no_stories_have_no_ids() -> None:
+    assert StoryTokenizer(TRAINED)([]).tolist() == []
+    assert StoryTokenizer(TRAINED)(["", ""]).tolist() == [0, 0]
+
+
+def test_a_word_of_more_tokens_than_bytes_never_leaves_its_buffer() -> None:
+    """A tokenizer of any make may spell a word in more tokens than the buffer has room for."""
+    greedy = train_tokenizer(toy_stories(50), 300, 64)
+    tokenize = StoryTokenizer(greedy)
+    if tokenize._library is None:
+        pytest.skip("needs a C++ compiler with OpenMP, which is not there")
+    own = greedy.backend_tokenizer
+
+    class Spelling:
+        """The tokenizer, but each word is spelled five times over."""
+
+        def encode_batch_fast(self, texts: list[str], **options: Any) -> list[Any]:
+            return own.encode_batch_fast([text * 5 for text in texts], **options)
+
+    tokenize._backend = Spelling()
+    stories = ["Tom ran to q q q q q q q q q q q q q q q q.", "xyzzy"]
+    assert tokenize(stories).tolist() == slow([story * 5 for story in stories], greedy)
+
+
+def test_a_tokenizer_that_cannot_be_used_is_refused_and_nothing_more_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    without_end = PreTrainedTokenizerFast(tokenizer_object=TRAINED.backend_tokenizer)
+    with pytest.raises(TypeError):
+        StoryTokenizer(without_end)
+    gc.collect()
+    assert not said
+
+
+def test_copies_and_threads_share_their_words_safely() -> None:
+    tokenize = StoryTokenizer(TRAINED)
+    copied = copy.copy(tokenize)
+    stories = drawn_stories(1, PIECES)
+    right = slow(stories, TRAINED)
+    assert tokenize(stories).tolist() == right
+    del tokenize
+    gc.collect()
+    with ThreadPoolExecutor(4) as pool:
+        assert all(ids.tolist() == right for ids in pool.map(copied, [stories] * 20))
+    # What points into this process's memory goes to no other.
+    if copied._library is not None:
+        with pytest.raises(Exception, match="pickle"):
+            copy.deepcopy(copied)

@@ -1,16 +1,18 @@
 // Looks generations up in a training corpus by reading it through once: exact, and in no more memory
 // than the generations take. The corpus is word ids, memory-mapped, with a 0 after each story.
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <vector>
 
 namespace {
 
 using Word = uint32_t;
 
-constexpr Word kEnd = 0;  // after each story, and in no k-gram
 constexpr int64_t kNone = -1;
 
 uint64_t mix(uint64_t x) {
@@ -21,9 +23,9 @@ uint64_t mix(uint64_t x) {
   return x ^ (x >> 32);
 }
 
-uint64_t hash_words(const Word* words, int k) {
+uint64_t hash_words(const Word* words, int64_t k) {
   uint64_t hash = 0;
-  for (int i = 0; i < k; i++) hash = mix(hash + 0x9e3779b97f4a7c15ull + words[i]);
+  for (int64_t i = 0; i < k; i++) hash = mix(hash + 0x9e3779b97f4a7c15ull + words[i]);
   return hash;
 }
 
@@ -36,7 +38,7 @@ uint64_t power_of_two(uint64_t least) {
 // Distinct k-grams, (count, k); finds the number of one, or kNone.
 class KGrams {
  public:
-  KGrams(const Word* grams, int64_t count, int k)
+  KGrams(const Word* grams, int64_t count, int64_t k)
       : grams_(grams), k_(k), slots_(power_of_two(4 * count), kNone), bits_(kBits / 64) {
     for (int64_t gram = 0; gram < count; gram++) {
       const uint64_t hash = hash_words(grams + gram * k, k);
@@ -61,7 +63,7 @@ class KGrams {
  private:
   static constexpr uint64_t kBits = 1 << 21;
   const Word* grams_;
-  int k_;
+  int64_t k_;
   std::vector<int64_t> slots_;
   std::vector<uint64_t> bits_;
 };
@@ -157,18 +159,34 @@ class Automaton {
   std::vector<std::pair<uint64_t, int32_t>> slots_;
 };
 
-}  // namespace
+// Calls `run`; false where there is no memory. It is asked for outside of parallel regions, which no
+// exception may leave.
+template <typename Run>
+bool with_memory(Run run) {
+  try {
+    run();
+    return true;
+  } catch (const std::exception&) {  // bad_alloc, or a length that no vector can have
+    return false;
+  }
+}
 
-extern "C" {
+// A vector of so many numbers for each thread.
+template <typename Number>
+std::vector<std::vector<Number>> for_each_thread(int64_t count, Number value) {
+  const std::vector<Number> one(count, value);
+  return std::vector<std::vector<Number>>(omp_get_max_threads(), one);
+}
 
 // Counts how often each of the distinct k-grams, (count, k), stands in the corpus.
-void scan_counts(const Word* corpus, const int64_t* starts, int64_t stories, const Word* grams,
-                 int64_t count, int32_t k, int64_t* counts) {
+void count_grams(const Word* corpus, const int64_t* starts, int64_t stories, const Word* grams,
+                 int64_t count, int64_t k, int64_t* counts) {
   const KGrams known(grams, count, k);
   std::fill(counts, counts + count, 0);
+  auto all = for_each_thread<int64_t>(count, 0);
 #pragma omp parallel
   {
-    std::vector<int64_t> mine(count);
+    std::vector<int64_t>& mine = all[omp_get_thread_num()];
 #pragma omp for schedule(dynamic, 1024)
     for (int64_t story = 0; story < stories; story++) {
       for (int64_t at = starts[story]; at + k < starts[story + 1]; at++) {
@@ -183,16 +201,19 @@ void scan_counts(const Word* corpus, const int64_t* starts, int64_t stories, con
 
 // For each text finds the story that holds most of its distinct k-grams, the first of several.
 // `users[users_starts[g]]` up to `users[users_starts[g + 1]]` are the texts that have k-gram g.
-void scan_nearest(const Word* corpus, const int64_t* starts, int64_t stories, const Word* grams,
-                  int64_t count, int32_t k, const int64_t* users_starts, const int32_t* users,
-                  int32_t texts, int64_t* nearest, int64_t* shared) {
+void find_nearest(const Word* corpus, const int64_t* starts, int64_t stories, const Word* grams,
+                  int64_t count, int64_t k, const int64_t* users_starts, const int32_t* users,
+                  int64_t texts, int64_t* nearest, int64_t* shared) {
   const KGrams known(grams, count, k);
   std::fill(nearest, nearest + texts, kNone);
   std::fill(shared, shared + texts, 0);
+  auto all_last = for_each_thread(count, kNone), all_best = for_each_thread(texts, kNone);
+  auto all_here = for_each_thread<int32_t>(texts, 0), all_most = all_here;
 #pragma omp parallel
   {
-    std::vector<int64_t> last(count, kNone), best(texts, kNone);
-    std::vector<int32_t> here(texts), most(texts);
+    const int thread = omp_get_thread_num();
+    std::vector<int64_t>&last = all_last[thread], &best = all_best[thread];
+    std::vector<int32_t>&here = all_here[thread], &most = all_most[thread];
 #pragma omp for schedule(dynamic, 1024)
     for (int64_t story = 0; story < stories; story++) {
       std::fill(here.begin(), here.end(), 0);
@@ -204,7 +225,7 @@ void scan_nearest(const Word* corpus, const int64_t* starts, int64_t stories, co
           here[users[user]]++;
         }
       }
-      for (int32_t text = 0; text < texts; text++) {
+      for (int64_t text = 0; text < texts; text++) {
         // Stories come in rising order to each thread: of equals the first stays.
         if (here[text] > most[text]) {
           most[text] = here[text];
@@ -213,7 +234,7 @@ void scan_nearest(const Word* corpus, const int64_t* starts, int64_t stories, co
       }
     }
 #pragma omp critical
-    for (int32_t text = 0; text < texts; text++) {
+    for (int64_t text = 0; text < texts; text++) {
       const bool earlier = most[text] == shared[text] && best[text] < nearest[text];
       if (best[text] != kNone && (most[text] > shared[text] || earlier)) {
         shared[text] = most[text];
@@ -224,21 +245,22 @@ void scan_nearest(const Word* corpus, const int64_t* starts, int64_t stories, co
 }
 
 // For each text finds the longest run of its words that stands in one story of the corpus.
-void scan_longest(const Word* corpus, const int64_t* starts, int64_t stories, const Word* words,
-                  const int64_t* text_starts, int32_t texts, int64_t* longest) {
+void find_longest(const Word* corpus, const int64_t* starts, int64_t stories, const Word* words,
+                  const int64_t* text_starts, int64_t texts, int64_t* longest) {
   Automaton automaton;
-  for (int32_t text = 0; text < texts; text++) {
+  for (int64_t text = 0; text < texts; text++) {
     automaton.add(words + text_starts[text], text_starts[text + 1] - text_starts[text]);
   }
   automaton.finish();
   std::vector<int32_t> found(automaton.size());
+  auto all = for_each_thread<int32_t>(automaton.size(), 0);
 #pragma omp parallel
   {
-    std::vector<int32_t> mine(automaton.size());
+    std::vector<int32_t>& mine = all[omp_get_thread_num()];
 #pragma omp for schedule(dynamic, 1024)
     for (int64_t story = 0; story < stories; story++) {
       int32_t state = 0, length = 0;
-      for (int64_t at = starts[story]; corpus[at] != kEnd; at++) {
+      for (int64_t at = starts[story]; at + 1 < starts[story + 1]; at++) {
         int32_t to = automaton.step(state, corpus[at]);
         while (to == -1 && state != 0) {
           state = automaton.state(state).link;
@@ -265,7 +287,7 @@ void scan_longest(const Word* corpus, const int64_t* starts, int64_t stories, co
     const int32_t link = automaton.state(state).link;
     if (link > 0 && found[state] > 0) found[link] = automaton.state(link).length;
   }
-  for (int32_t text = 0; text < texts; text++) {
+  for (int64_t text = 0; text < texts; text++) {
     longest[text] = 0;
     int32_t state = 0;
     for (int64_t at = text_starts[text]; at < text_starts[text + 1]; at++) {
@@ -278,6 +300,30 @@ void scan_longest(const Word* corpus, const int64_t* starts, int64_t stories, co
       }
     }
   }
+}
+
+}  // namespace
+
+extern "C" {
+
+bool scan_counts(const Word* corpus, const int64_t* starts, int64_t stories, const Word* grams,
+                 int64_t count, int64_t k, int64_t* counts) {
+  return with_memory([&] { count_grams(corpus, starts, stories, grams, count, k, counts); });
+}
+
+bool scan_nearest(const Word* corpus, const int64_t* starts, int64_t stories, const Word* grams,
+                  int64_t count, int64_t k, const int64_t* users_starts, const int32_t* users,
+                  int64_t texts, int64_t* nearest, int64_t* shared) {
+  return with_memory([&] {
+    find_nearest(corpus, starts, stories, grams, count, k, users_starts, users, texts, nearest,
+                 shared);
+  });
+}
+
+bool scan_longest(const Word* corpus, const int64_t* starts, int64_t stories, const Word* words,
+                  const int64_t* text_starts, int64_t texts, int64_t* longest) {
+  return with_memory(
+      [&] { find_longest(corpus, starts, stories, words, text_starts, texts, longest); });
 }
 
 }  // extern "C"

@@ -4,8 +4,10 @@
 // what stands around it. So each different word is tokenized once, by the tokenizer itself, and
 // looked up from then on.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <vector>
 
 namespace {
@@ -86,26 +88,40 @@ const uint8_t *word_end(const uint8_t *at, const uint8_t *end) {
 
 extern "C" {
 
-Words *words_new() { return new Words; }
+// Null where there is no memory.
+Words *words_new() {
+  try {
+    return new Words;
+  } catch (const std::exception &) {
+    return nullptr;
+  }
+}
 void words_free(Words *words) { delete words; }
 int64_t words_count(const Words *words) { return (int64_t)words->count; }
 
-void words_add(Words *words, const uint8_t *word, int64_t size, const uint32_t *ids, int64_t count) {
+// Returns false where the word cannot be kept: it is empty or has more tokens than bytes, or there
+// is no memory or no 32-bit place for it. Nothing has changed then.
+bool words_add(Words *words, const uint8_t *word, int64_t size, const uint32_t *ids,
+               int64_t count) try {
+  const uint64_t text_at = words->text.size(), ids_at = words->ids.size();
+  if (size < 1 || count < 0 || count > size || text_at + size > UINT32_MAX) return false;
   if ((words->count + 1) * 2 > words->entries.size()) grow(*words);
   const uint64_t hash = hash_of(word, size);
   Entry *entry = find(*words, word, size, hash);
-  if (entry->word_size) return;
-  *entry = {hash, (uint32_t)words->text.size(), (uint32_t)size, (uint32_t)words->ids.size(),
-            (uint32_t)count};
+  if (entry->word_size) return true;
   words->text.insert(words->text.end(), word, word + size);
   words->ids.insert(words->ids.end(), ids, ids + count);
+  *entry = {hash, (uint32_t)text_at, (uint32_t)size, (uint32_t)ids_at, (uint32_t)count};
   ++words->count;
+  return true;
+} catch (const std::exception &) {
+  return false;
 }
 
 // Writes the tokens of stories that each end with a zero byte, `eos` after each, and returns their
 // number; `ids` has room for one token a byte. Words that are not known are listed in `unknown` by
 // begin and end, at most `room` of them; then the tokens are of no use. A byte that is neither
-// printable ASCII nor white space gives -1.
+// printable ASCII nor white space, or no zero byte at the end, gives -1.
 int64_t words_encode(Words *words, const uint8_t *text, int64_t size, uint32_t eos, uint32_t *ids,
                      int64_t *unknown, int64_t room, int64_t *unknown_count) {
   uint32_t *next = ids;
@@ -113,14 +129,14 @@ int64_t words_encode(Words *words, const uint8_t *text, int64_t size, uint32_t e
   *unknown_count = 0;
   while (at < last) {
     const uint8_t *end = (const uint8_t *)std::memchr(at, 0, last - at);
+    if (!end) return -1;
     for (const uint8_t *c = at; c < end; ++c)
       if (kind(*c) == kUnknown) return -1;
     while (at < end) {
       const uint8_t *after = word_end(at, end);
       const Entry *entry = find(*words, at, after - at, hash_of(at, after - at));
       if (entry->word_size) {
-        std::memcpy(next, &words->ids[entry->ids_at], entry->ids_count * sizeof *next);
-        next += entry->ids_count;
+        next = std::copy_n(words->ids.data() + entry->ids_at, entry->ids_count, next);
       } else if (*unknown_count < room) {
         unknown[2 * *unknown_count] = at - text;
         unknown[2 * (*unknown_count)++ + 1] = after - text;

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
+import threading
+import weakref
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +22,16 @@ MOST_WORDS = 1 << 18
 UNKNOWN_AT_ONCE = 1 << 14
 
 
+class _Words(ctypes.c_void_p):
+    """The words that a tokenizer remembers: a pointer into `words.cpp`."""
+
+
 class StoryTokenizer:
     """Turns stories into one stream of ids with an EOS after each.
 
     Words are looked up where the tokenizer cuts them as GPT-2's does, and where a story is plain
     ASCII. All else goes through the tokenizer itself, which also says what a new word is made of.
+    Threads take turns.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -36,20 +43,17 @@ class StoryTokenizer:
         description = json.loads(self._backend.to_str())
         self._added = [token["content"] for token in description["added_tokens"]]
         self._library = _library() if _cuts_as_gpt2(description) else None
-        self._words: Any = None
+        self._turn = threading.Lock()
         self._begin()
-
-    def __del__(self) -> None:
-        if self._library is not None and self._words:
-            self._library.words_free(self._words)
 
     def __call__(self, stories: list[str]) -> np.ndarray[Any, Any]:
         """Return the ids of stories in order, an EOS after each; shape (tokens,)."""
-        parts = [
-            self._look_up(list(group)) if plain else self._tokenize(list(group))
-            for plain, group in groupby(stories, key=self._is_plain)
-        ]
-        return np.concatenate(parts)
+        with self._turn:
+            parts = [
+                self._look_up(list(group)) if plain else self._tokenize(list(group))
+                for plain, group in groupby(stories, key=self._is_plain)
+            ]
+        return np.concatenate([np.empty(0, np.uint32), *parts])
 
     def _is_plain(self, story: str) -> bool:
         return (
@@ -81,10 +85,13 @@ class StoryTokenizer:
                 break
             if not count.value:
                 return ids[:written].copy()
-            self._learn(sorted({text[begin:end] for begin, end in unknown[: count.value].tolist()}))
+            words = sorted({text[begin:end] for begin, end in unknown[: count.value].tolist()})
+            if not self._learn(words):
+                break
         return self._tokenize(stories)
 
-    def _learn(self, words: list[bytes]) -> None:
+    def _learn(self, words: list[bytes]) -> bool:
+        """Remember what words are made of; return whether that was possible."""
         library: Any = self._library
         if library.words_count(self._words) + len(words) > MOST_WORDS:
             self._begin()
@@ -92,14 +99,20 @@ class StoryTokenizer:
         encodings = self._backend.encode_batch_fast(spelled, add_special_tokens=False)
         for word, encoding in zip(words, encodings, strict=True):
             ids = np.array(encoding.ids, dtype=np.uint32)
-            library.words_add(self._words, word, len(word), ids.ctypes.data, len(ids))
+            if not library.words_add(self._words, word, len(word), ids.ctypes.data, len(ids)):
+                self._begin()
+                return False
+        return True
 
     def _begin(self) -> None:
+        """Remember no words."""
         if self._library is None:
             return
-        if self._words:
-            self._library.words_free(self._words)
         self._words = self._library.words_new()
+        if not self._words:
+            raise MemoryError("there is no memory for the words of the tokenizer")
+        # Freed with the last reference; a destructor would meet half-made objects and copies.
+        weakref.finalize(self._words, self._library.words_free, self._words.value)
 
 
 def _cuts_as_gpt2(description: dict[str, Any]) -> bool:
@@ -120,10 +133,11 @@ def _library() -> ctypes.CDLL | None:
     library = native.load("words.cpp")
     if library is not None:
         number, pointer = ctypes.c_int64, ctypes.c_void_p
-        library.words_new.restype = pointer
+        library.words_new.restype = _Words
         library.words_free.argtypes = (pointer,)
         library.words_count.argtypes = (pointer,)
         library.words_count.restype = number
+        library.words_add.restype = ctypes.c_bool
         library.words_add.argtypes = (pointer, ctypes.c_char_p, number, pointer, number)
         library.words_encode.argtypes = (
             pointer, ctypes.c_char_p, number, ctypes.c_uint32, pointer, pointer, number, pointer,

@@ -1,22 +1,30 @@
 from __future__ import annotations
 
+import json
+import os
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import TINY_CONFIG
+from tests.forked import leave_memory, run_forked
 from tinystories_hf.arguments import DataArguments, parse_arguments
 from tinystories_hf.corpus import Split, read_text
+from tinystories_hf.errors import UserError
 from tinystories_hf.evaluation.memorization import compare, draw_stories
 from tinystories_hf.evaluation.ngrams import kgrams, rouge_precision, words_of
 from tinystories_hf.evaluation.reading import stands_in
 from tinystories_hf.evaluation.subject import Subject, load_subject
 from tinystories_hf.evaluation.training_index import TrainingIndex, training_index, write_index
 from tinystories_hf.toy import toy_stories
+
+INDEX_FILES = ("manifest.json", "words.raw", "starts.npy", "vocabulary.txt")
+Damage = Callable[[Path], object]
 
 
 def index_of(stories: Sequence[str], folder: Path) -> TrainingIndex:
@@ -124,6 +132,91 @@ def test_the_index_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "other").mkdir()
     assert training_index(toy_data(tmp_path, "--toy_seed", "1"), quiet=True).folder != first.folder
     assert not capsys.readouterr().out
+
+
+def resaved(change: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]) -> Damage:
+    def damage(path: Path) -> None:
+        np.save(path, change(np.load(path)))
+
+    return damage
+
+
+def cut(size: int) -> Damage:
+    return lambda path: os.truncate(path, size)
+
+
+def altered(**values: object) -> Damage:
+    def damage(path: Path) -> None:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({**manifest, **values}), encoding="utf-8")
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *((name, Path.unlink) for name in INDEX_FILES),
+        *((name, cut(0)) for name in INDEX_FILES),
+        *((name, cut(9)) for name in INDEX_FILES),
+        ("words.raw", cut(40)),
+        ("starts.npy", cut(150)),
+        ("starts.npy", resaved(lambda starts: starts + 1)),
+        ("starts.npy", resaved(lambda starts: starts[:-1])),
+        ("starts.npy", resaved(lambda starts: starts[::-1])),
+        ("starts.npy", resaved(lambda starts: np.where(starts == starts[3], 2**40, starts))),
+        ("starts.npy", resaved(lambda starts: np.where(starts == starts[3], -5, starts))),
+        ("starts.npy", resaved(lambda starts: np.where(starts == starts[3], starts[2], starts))),
+        ("starts.npy", resaved(lambda starts: starts.astype(np.int32))),
+        ("starts.npy", resaved(lambda starts: starts.astype(">i8"))),
+        ("starts.npy", resaved(lambda starts: starts[:, None])),
+        ("manifest.json", lambda path: path.write_text("[1, 2]")),
+        ("manifest.json", altered(stories=10**6)),
+        ("manifest.json", altered(stories=None)),
+        ("manifest.json", altered(words=7)),
+        ("manifest.json", altered(vocabulary=7)),
+        ("manifest.json", altered(more=7)),
+    ],
+)
+def test_a_damaged_index_is_refused_by_name_before_it_is_read(
+    name: str, damage: Damage, tmp_path: Path
+) -> None:
+    index = index_of(toy_stories(20), tmp_path / "index")
+    assert index.longest_runs([words_of("once upon a time")])[0] > 0
+    damage(index.folder / name)
+    with pytest.raises(UserError, match=r"prepared_dir: \S*index .*remove the folder"):
+        TrainingIndex(index.folder)
+
+
+def test_questions_about_nothing_have_answers(tmp_path: Path) -> None:
+    index = index_of(["", "", ""], tmp_path / "index")
+    assert index.counts([]) == []
+    assert index.counts([("a", "b"), ("a", "b")]) == [0, 0]
+    assert index.longest_runs([]) == []
+    assert index.longest_runs([[], ["a"]]) == [0, 0]
+    assert [one.precision for one in index.nearest([[], ["a", "b"]], 2)] == [0, 0]
+    assert index.story(1) == []
+    for wrong in ([()], [("a",), ("a", "b")]):
+        with pytest.raises(ValueError, match=r"k-gram|shape"):
+            index.counts(wrong)
+
+
+def starve(folder: Path) -> None:
+    """Ask the index with room for the question, but not for what C++ keeps of it."""
+    index = TrainingIndex(folder)
+    ids = np.zeros((2**21, 2), dtype=np.uint32)
+    counts = np.zeros(len(ids), dtype=np.int64)
+    index.counts([("a", "b")])
+    leave_memory(32 << 20)
+    with pytest.raises(MemoryError, match="to look up counts"):
+        index._scan("counts", ids.ctypes.data, *ids.shape, counts.ctypes.data)
+    print("refused")
+
+
+def test_where_memory_ends_the_index_raises(tmp_path: Path) -> None:
+    index_of(["once upon a time"], tmp_path / "index")
+    done = run_forked(tmp_path, starve, tmp_path / "index")
+    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
 
 
 def toy_data(folder: Path, *flags: str) -> DataArguments:

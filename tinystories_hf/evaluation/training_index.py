@@ -33,6 +33,8 @@ from tinystories_hf.files import appearing, telling_a_full_disk
 # Word ids; 0 ends a story, and a word that training does not know has the last id of all.
 END, UNKNOWN = 0, 2**32 - 1
 STORIES_PER_WRITE = 4096
+# Of the texts of one question: the C++ numbers up to two states a word in 31 bits.
+MOST_WORDS = 2**30
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,39 @@ class TrainingIndex:
     """The words of a training split; open one with `training_index`."""
 
     def __init__(self, folder: Path) -> None:
+        """Open an index.
+
+        Raises:
+            UserError: a file of it cannot be read, is damaged, or does not fit the others.
+        """
         self.folder = folder
-        self.manifest = IndexManifest(
-            **json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        )
-        self._words = np.memmap(folder / "words.raw", dtype=np.uint32, mode="r")
-        self._starts = np.load(folder / "starts.npy")
-        spelled = (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")
-        self._spelled = ["", *spelled]
-        self._ids = {word: number for number, word in enumerate(spelled, start=1)}
+        try:
+            self.manifest = IndexManifest(
+                **json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            )
+            self._words = np.memmap(folder / "words.raw", dtype=np.uint32, mode="r")
+            self._starts = np.load(folder / "starts.npy")
+            spelled = (folder / "vocabulary.txt").read_text(encoding="utf-8")
+            self._spelled = ["", *spelled.split("\n")] if spelled else [""]
+            self._check()
+        except (OSError, EOFError, ValueError, TypeError) as error:
+            raise UserError(
+                f"prepared_dir: {folder} is not an index of the training split that can be used"
+                f" ({error}); remove the folder, and the next evaluation writes it again"
+            ) from None
+        self._ids = {word: number for number, word in enumerate(self._spelled) if word}
+
+    def _check(self) -> None:
+        """Refuse places of stories that are not in the words: the C++ reads wherever they point."""
+        starts, stories, words = self._starts, self.manifest.stories, len(self._words)
+        if starts.dtype != np.int64 or starts.shape != (stories + 1,) or stories < 1:
+            raise ValueError(f"starts.npy does not hold the places of {stories} stories")
+        if starts[0] != 0 or starts[-1] != words or np.any(np.diff(starts) < 1):
+            raise ValueError(f"starts.npy does not fit the {words} words of words.raw")
+        if words != self.manifest.words:
+            raise ValueError(f"words.raw has {words} words, not {self.manifest.words}")
+        if len(self._spelled) - 1 != self.manifest.vocabulary:
+            raise ValueError(f"vocabulary.txt has not {self.manifest.vocabulary} words")
 
     def __contains__(self, word: object) -> bool:
         """Tell whether the word stands in training."""
@@ -79,7 +105,7 @@ class TrainingIndex:
         ids, places = np.unique(self._encode(grams), axis=0, return_inverse=True)
         ids = np.ascontiguousarray(ids)
         counts = np.zeros(len(ids), dtype=np.int64)
-        _library().scan_counts(*self._corpus(), _at(ids), *ids.shape, _at(counts))
+        self._scan("counts", _at(ids), *ids.shape, _at(counts))
         return [int(count) for count in counts[places.reshape(-1)]]
 
     def nearest(self, texts: Sequence[Words], k: int) -> list[Nearest]:
@@ -93,12 +119,12 @@ class TrainingIndex:
         for text, own in enumerate(found):
             for gram in own:
                 users[number[gram]].append(text)
-        ends = np.cumsum([0, *map(len, users)])
+        ends = np.cumsum([0, *map(len, users)], dtype=np.int64)
         flat = np.array(list(itertools.chain.from_iterable(users)), dtype=np.int32)
         ids = self._encode(grams)
         story, shared = (np.zeros(len(texts), dtype=np.int64) for _ in range(2))
-        _library().scan_nearest(
-            *self._corpus(), _at(ids), *ids.shape, _at(ends), _at(flat), len(texts), _at(story),
+        self._scan(
+            "nearest", _at(ids), *ids.shape, _at(ends), _at(flat), len(texts), _at(story),
             _at(shared),
         )  # fmt: skip
         return [
@@ -108,10 +134,12 @@ class TrainingIndex:
 
     def longest_runs(self, texts: Sequence[Words]) -> list[int]:
         """Return the length of the longest run of words of each text that stands in one story."""
-        starts = np.cumsum([0, *map(len, texts)])
+        starts = np.cumsum([0, *map(len, texts)], dtype=np.int64)
         ids = np.array([self._id(word) for text in texts for word in text], dtype=np.uint32)
+        if len(ids) > MOST_WORDS:
+            raise ValueError(f"{len(ids)} words of generations at once, more than {MOST_WORDS}")
         longest = np.zeros(len(texts), dtype=np.int64)
-        _library().scan_longest(*self._corpus(), _at(ids), _at(starts), len(texts), _at(longest))
+        self._scan("longest", _at(ids), _at(starts), len(texts), _at(longest))
         return [int(length) for length in longest]
 
     def story(self, number: int) -> list[str]:
@@ -123,10 +151,14 @@ class TrainingIndex:
         return self._ids.get(word, UNKNOWN)
 
     def _encode(self, grams: Sequence[Words]) -> np.ndarray[Any, Any]:
+        if not all(grams):
+            raise ValueError("a k-gram has to have a word")
         return np.array([[self._id(word) for word in gram] for gram in grams], dtype=np.uint32)
 
-    def _corpus(self) -> tuple[Any, ...]:
-        return _at(self._words), _at(self._starts), self.manifest.stories
+    def _scan(self, what: str, *arguments: int) -> None:
+        corpus = _at(self._words), _at(self._starts), len(self._starts) - 1
+        if not getattr(_library(), f"scan_{what}")(*corpus, *arguments):
+            raise MemoryError(f"there is no memory to look up {what} in {self.folder}")
 
 
 def training_index(data: DataArguments, *, quiet: bool = False) -> TrainingIndex:
@@ -202,11 +234,13 @@ def _library() -> ctypes.CDLL:
             "looking stories up in training needs a C++ compiler (g++ or clang++ with OpenMP);"
             " install one, or name one in CXX"
         )
-    pointer, number, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
     where = (pointer, pointer, number)
-    library.scan_counts.argtypes = (*where, pointer, number, small, pointer)
+    library.scan_counts.argtypes = (*where, pointer, number, number, pointer)
     library.scan_nearest.argtypes = (
-        *where, pointer, number, small, pointer, pointer, small, pointer, pointer,
+        *where, pointer, number, number, pointer, pointer, number, pointer, pointer,
     )  # fmt: skip
-    library.scan_longest.argtypes = (*where, pointer, pointer, small, pointer)
+    library.scan_longest.argtypes = (*where, pointer, pointer, number, pointer)
+    for scan in (library.scan_counts, library.scan_nearest, library.scan_longest):
+        scan.restype = ctypes.c_bool
     return library
