@@ -110,7 +110,7 @@ def test_a_word_of_more_tokens_than_bytes_never_leaves_its_buffer() -> None:
         """The tokenizer, but each word is spelled five times over."""
 
         def encode_batch_fast(self, texts: list[str], **options: Any) -> list[Any]:
-            return own.encode_batch_fast([text * 5 for text in texts], **options)
+            return list(own.encode_batch_fast([text * 5 for text in texts], **options))
 
     tokenize._backend = Spelling()
     stories = ["Tom ran to q q q q q q q q q q q q q q q q.", "xyzzy"]

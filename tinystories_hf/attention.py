@@ -90,7 +90,7 @@ class GPTNeoSdpaAttention(modeling_gpt_neo.GPTNeoSelfAttention):
 
     def _has_kernel(self, query: torch.Tensor, dropout: float) -> bool:
         return (
-            kernels.readable(query)
+            kernels.in_main_memory(query)
             and query.dtype in (torch.float32, torch.bfloat16)
             and self.head_dim in kernels.HEAD_DIMS
             and (self.head_dim <= WIDEST_FAST_HEAD or dropout > 0)

@@ -161,7 +161,7 @@ def chunk_tokens(weight: torch.Tensor) -> int:
 
 def _has_kernel(weight: torch.Tensor) -> bool:
     known = weight.dtype in (torch.float32, torch.bfloat16)
-    return kernels.readable(weight) and known and kernels.available()
+    return kernels.in_main_memory(weight) and known and kernels.available()
 
 
 def _kernel_chunk(

@@ -55,7 +55,7 @@ def available() -> bool:
     return native.load("kernels.cpp") is not None
 
 
-def readable(tensor: torch.Tensor) -> bool:
+def in_main_memory(tensor: torch.Tensor) -> bool:
     """Return whether a tensor has its numbers in main memory; a FakeTensor or DTensor has not."""
     return tensor.device.type == "cpu" and type(tensor) in (torch.Tensor, torch.nn.Parameter)
 
@@ -183,7 +183,7 @@ def _attend(
 def _pointer(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: Sequence[int]) -> int:
     """Return the address of a tensor, from which the C++ takes `shape` numbers of `dtype`."""
     if (
-        not readable(tensor)
+        not in_main_memory(tensor)
         or tensor.layout != torch.strided
         or tensor.dtype != dtype
         or tensor.shape != torch.Size(shape)

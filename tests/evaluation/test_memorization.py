@@ -181,7 +181,7 @@ def altered(**values: object) -> Damage:
 def test_a_damaged_index_is_refused_by_name_before_it_is_read(
     name: str, damage: Damage, tmp_path: Path
 ) -> None:
-    index = index_of(toy_stories(20), tmp_path / "index")
+    index = index_of([*toy_stories(20)], tmp_path / "index")
     assert index.longest_runs([words_of("once upon a time")])[0] > 0
     damage(index.folder / name)
     with pytest.raises(UserError, match=r"prepared_dir: \S*index .*remove the folder"):
