@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tinystories_hf.threads import let_waiting_threads_sleep
+
 EXIT_RUN_FAILED = 1
 EXIT_USER_ERROR = 2
 # EX_TEMPFAIL of BSD's sysexits.h: nothing is wrong, the same command again goes on.
@@ -47,10 +49,12 @@ def report_user_errors() -> Iterator[None]:
 
     2 for a `UserError`, 1 for a `RunError`, 75 for `Stopped`; every other error goes through.
     Under a launcher all processes usually fail alike; those after the first say who they are.
-    Every script runs inside it, so it also makes the output safe to print to.
+    Every script runs inside it, so it also makes the output safe to print to, and lets threads
+    that wait sleep.
     """
     from tinystories_hf.console import keep_streams
 
+    let_waiting_threads_sleep()
     keep_streams()
     try:
         yield
