@@ -12,7 +12,7 @@ from tests.loopback_state import Fault
 from tests.publishing import REPO, on_disk, published
 from tinystories_hf import hub as publishing
 from tinystories_hf.destination import Destination
-from tinystories_hf.errors import UserError
+from tinystories_hf.errors import RunError
 from tinystories_hf.hub import publish
 from tinystories_hf.hub_client import Patience
 
@@ -28,7 +28,7 @@ def publish_until_it_succeeds(mine: LoopbackHub, run_dir: Path, pushes: int = 4)
         said = ""
         try:
             publish(run_dir, Destination(REPO))
-        except UserError as error:
+        except RunError as error:
             said = str(error)
         there = published(mine) if ("models", REPO) in mine.repositories else {}
         if not said:
@@ -80,7 +80,7 @@ def test_what_does_not_pass_is_not_tried_again(
     mine: LoopbackHub, client: list[float], run_dir: Path, status: int
 ) -> None:
     mine.faults = [Fault("commit", status=status)]
-    with pytest.raises(UserError, match="is whole but not published"):
+    with pytest.raises(RunError, match="is whole but not published"):
         publish(run_dir, Destination(REPO))
     assert client == []
     publish(run_dir, Destination(REPO))
@@ -92,7 +92,7 @@ def test_a_hub_that_is_gone_is_told_and_the_retry_publishes(
 ) -> None:
     mine.stop()
     before = on_disk(run_dir)
-    with pytest.raises(UserError, match=r"could not reach http://127\.0\.0\.1") as caught:
+    with pytest.raises(RunError, match=r"could not reach http://127\.0\.0\.1") as caught:
         publish(run_dir, Destination(REPO))
     assert "\n" not in str(caught.value)
     assert 10 < sum(client) < 300, "it did try for a while"
@@ -106,6 +106,6 @@ def test_a_hub_that_asks_for_too_long_a_wait_is_not_waited_for(
     mine: LoopbackHub, client: list[float], run_dir: Path
 ) -> None:
     mine.faults = [Fault("commit", status=429, retry_after=3600)]
-    with pytest.raises(UserError, match="429"):
+    with pytest.raises(RunError, match="429"):
         publish(run_dir, Destination(REPO))
     assert client == []

@@ -15,7 +15,7 @@ from tests.loopback_hub import LoopbackHub
 from tests.loopback_state import STATIC_SPACE, Account, Fault, Repository
 from tests.publishing import TOKEN, everything
 from tinystories_hf.destination import Destination
-from tinystories_hf.errors import UserError
+from tinystories_hf.errors import RunError, UserError
 from tinystories_hf.script_arguments import parse_push_arguments
 from tinystories_hf.space import check_space, page_files, publish_space
 
@@ -111,7 +111,7 @@ def test_a_space_with_something_else_is_replaced_only_when_asked(
     mine.repositories["spaces", SPACE].add("main", OTHERS[case])
     with pytest.raises(UserError, match=r"^space: me/demo already holds .* with --overwrite$"):
         check_space(site, WANTED)
-    with pytest.raises(UserError, match="already holds something else"):
+    with pytest.raises(RunError, match="already holds something else"):
         publish_space(site, WANTED)
     assert in_the_space(mine) == OTHERS[case]
     assert mine.uploads == []
@@ -163,7 +163,7 @@ def test_a_page_that_holds_the_token_is_refused(
     mine: LoopbackHub, client: list[float], site: Path
 ) -> None:
     (site / "models" / "xs" / "config.json").write_text(json.dumps({"token": TOKEN}))
-    with pytest.raises(UserError, match=r"config\.json holds your Hub token") as caught:
+    with pytest.raises(RunError, match=r"config\.json holds your Hub token") as caught:
         push(site)
     assert TOKEN not in str(caught.value)
     assert not [content for content in everything(mine) if TOKEN.encode() in content]
@@ -187,7 +187,7 @@ def test_a_push_that_fails_names_the_command_that_publishes_the_page(
     mine.faults = [Fault("commit", status=403)]
     flags = ("--site", str(site), "--space", "demo", "--private")
     done = run_script("push_to_hub.py", *flags, **extra)
-    assert done.returncode == 2
+    assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert "site is not published to me/demo: the Hub token may not write to me/demo" in line
     assert in_the_space(mine) == STATIC_SPACE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tinystories_hf.threads import let_waiting_threads_sleep
@@ -24,9 +24,10 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run cannot go on: the disk or the memory is full, or the loss is no number.
+    """A run cannot continue: the disk or the memory is full, the loss is no number.
 
-    The message says what to do. What had been saved is whole.
+    Or what comes after it cannot, such as an upload. The message says what to do. What had been
+    saved is whole.
     """
 
 
@@ -41,6 +42,21 @@ def readable(key: str, path: object) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{key}: {path} cannot be read: {error.strerror or error}") from None
+
+
+@contextmanager
+def work_begun(begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Turn a `UserError` into a `RunError` once work was written: code 2 says that none was.
+
+    Raises:
+        RunError: an input cannot be used, and `begun` says that something was written before.
+    """
+    try:
+        yield
+    except UserError as error:
+        if not begun():
+            raise
+        raise RunError(str(error)) from error
 
 
 @contextmanager

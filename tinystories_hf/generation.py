@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from tinystories_hf.arguments import GenerationArguments
 from tinystories_hf.decoding import decode, uniform_draws
 from tinystories_hf.errors import UserError
+from tinystories_hf.hub_client import without_progress_bars
 from tinystories_hf.modeling import GPTNeoForCausalLM, load_model
 
 
@@ -28,6 +29,7 @@ class Story:
         return self.prompt + self.completion + ("" if self.ended else " […]")
 
 
+@without_progress_bars()
 def load_for_generation(
     name: str, revision: str | None = None
 ) -> tuple[PreTrainedModel, Tokenizer]:

@@ -15,20 +15,6 @@ from tinystories_hf.arguments import TrainingArguments
 Precision = Literal["no", "bf16", "fp16"]
 
 
-def choose_precision(training: TrainingArguments) -> Precision:
-    """Return the autocast type: what is asked for, else the launcher's, else the hardware's."""
-    if training.bf16 is True:
-        return "bf16"
-    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    # The Trainer reads this variable by itself; an explicit `bf16: false` has to win over it.
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
-    if training.bf16 is False:
-        return "no"
-    if launcher == "fp16":
-        return "fp16"
-    return "bf16" if launcher == "bf16" or hardware_has_bf16() else "no"
-
-
 def hardware_has_bf16() -> bool:
     """Tell whether bf16 is native: emulated it is slower than fp32."""
     kind = device_type()
@@ -83,14 +69,21 @@ def device_type() -> str:
     return "cpu" if found is None or on_cpu else found.type
 
 
-def use_threads() -> None:
+@contextmanager
+def use_threads() -> Iterator[None]:
     """Give each process of a launcher on the CPU its share of the cores.
 
     `accelerate launch` sets OMP_NUM_THREADS=1 unless told otherwise, which leaves all but one core
     idle where there is no GPU; any other value is somebody's choice and stays.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    before = torch.get_num_threads()
     if device_type() != "cpu" or not launched or os.environ.get("OMP_NUM_THREADS") != "1":
+        yield
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -28,7 +28,7 @@ from tinystories_hf.destination import (
     holds_something_else,
     open_destination,
 )
-from tinystories_hf.errors import UserError
+from tinystories_hf.errors import RunError, UserError
 from tinystories_hf.files import telling_a_full_disk
 from tinystories_hf.hub_client import FOR_A_CHECKPOINT, FOR_THE_MODEL, Patience, explain
 from tinystories_hf.onnx_export import FOLDER, FP32, Q8, RECORD, check_export
@@ -75,10 +75,10 @@ def publish(run_dir: Path, destination: Destination) -> str:
     Files whose bytes are there already are not uploaded again.
 
     Raises:
-        UserError: the run is not finished, its ONNX files are of other weights, a file holds the
-            Hub token, the repository holds something else, or the upload failed for good. The run
-            directory is whole all the same.
-        RunError: the disk is full.
+        UserError: the run is not finished.
+        RunError: the disk is full, the ONNX files are of other weights, a file holds the Hub token,
+            the repository holds something else, or the upload failed for good. The run directory is
+            complete all the same.
     """
     record = _finished_record(run_dir)
     with telling_a_full_disk(run_dir, "writing the card"):
@@ -90,7 +90,7 @@ def publish(run_dir: Path, destination: Destination) -> str:
         _publish_waiting(run_dir, destination, record.run_id, FOR_THE_MODEL)
     except Exception as error:
         reason = error if isinstance(error, UserError) else explain(error, destination.repo_id)
-        raise UserError(
+        raise RunError(
             f"{run_dir} is whole but not published to {destination}: {reason}; to publish it:"
             f" {retry_command(run_dir, destination)}"
         ) from error

@@ -18,6 +18,11 @@ from huggingface_hub.utils import (
     enable_progress_bars,
     get_session,
 )
+from transformers.utils.logging import (
+    disable_progress_bar,
+    enable_progress_bar,
+    is_progress_bar_enabled,
+)
 
 from tinystories_hf.errors import UserError
 
@@ -67,14 +72,27 @@ def plain_uploads_where_there_is_no_xet(repo_id: str, repo_type: str = "model") 
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Keep the client's progress bars off the log of a run."""
-    shown = not are_progress_bars_disabled()
-    disable_progress_bars()
+    """Keep the progress bars of Transformers and of the Hub's client out of the output."""
+    hub_shows, transformers_shows = not are_progress_bars_disabled(), is_progress_bar_enabled()
+    disable_progress_bar()  # of both
     try:
         yield
     finally:
-        if shown:
-            enable_progress_bars()
+        if transformers_shows:
+            enable_progress_bar()
+        (enable_progress_bars if hub_shows else disable_progress_bars)()
+
+
+@contextmanager
+def timeout(seconds: float) -> Iterator[None]:
+    """Limit each read and write of the session that all clients in this process share."""
+    session = get_session()
+    before = session.timeout
+    session.timeout = seconds
+    try:
+        yield
+    finally:
+        session.timeout = before
 
 
 def ask(request: Callable[[HfApi], T], patience: Patience = FOR_CHECKS) -> T:
@@ -84,9 +102,9 @@ def ask(request: Callable[[HfApi], T], patience: Patience = FOR_CHECKS) -> T:
     """
     wait = FIRST_WAIT_SECONDS
     for number in range(1, patience.attempts + 1):
-        get_session().timeout = patience.timeout
         try:
-            return request(HfApi())
+            with timeout(patience.timeout):
+                return request(HfApi())
         except Exception as error:
             passing, named = is_transient(error)
             seconds = wait if named is None else named

@@ -25,6 +25,7 @@ from tinystories_hf.evaluation.cloze import cloze_items
 from tinystories_hf.evaluation.reading import encode
 from tinystories_hf.files import file_sha256, sync, telling_a_full_disk, write_json
 from tinystories_hf.generation import context_length
+from tinystories_hf.hub_client import without_progress_bars
 from tinystories_hf.modeling import GPTNeoForCausalLM, load_model
 from tinystories_hf.onnx_graph import cache_names, write_graph
 
@@ -75,6 +76,7 @@ class ExportRecord:
         )
 
 
+@without_progress_bars()
 def export_onnx(folder: Path) -> ExportRecord:
     """Write `onnx/` into a model folder; what stood there is replaced when the new one is checked.
 

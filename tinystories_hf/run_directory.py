@@ -96,7 +96,8 @@ def where_to_start(training: TrainingArguments) -> Start:
 
 def _refuse_an_existing_run(run_dir: Path, folders: list[Path]) -> None:
     names = [path.name for path in folders]
-    names += [name for name in (provenance.FILE, "config.json") if (run_dir / name).exists()]
+    # A record alone is of a run that saved nothing: nothing is lost, and nothing to continue.
+    names += ["config.json"] if (run_dir / "config.json").exists() else []
     if names:
         raise UserError(
             f"output_dir: {run_dir} already holds a run ({names[0]}); continue it with"

@@ -15,7 +15,7 @@ from tinystories_hf.destination import (
     holds_something_else,
     open_destination,
 )
-from tinystories_hf.errors import UserError
+from tinystories_hf.errors import RunError, UserError
 from tinystories_hf.hub_client import FOR_THE_MODEL, explain
 from tinystories_hf.page.build import MANIFEST, is_page
 
@@ -39,8 +39,9 @@ def publish_space(site: Path, destination: Destination) -> str:
     Files whose bytes are there already are not uploaded again.
 
     Raises:
-        UserError: the folder is no page, a file holds the Hub token, the Space holds something
-            else, or the upload failed for good.
+        UserError: the folder is no page.
+        RunError: a file holds the Hub token, the Space holds something else, or the upload failed
+            for good.
     """
     _require_page(site)
     message = f"Publish {site.resolve().name} of tinystories_hf"
@@ -48,7 +49,7 @@ def publish_space(site: Path, destination: Destination) -> str:
         commit(page_files(site), destination, _check_content, message, FOR_THE_MODEL)
     except Exception as error:
         reason = error if isinstance(error, UserError) else explain(error, destination.repo_id)
-        raise UserError(
+        raise RunError(
             f"{site} is not published to {destination}: {reason}; to publish it:"
             f" {retry_command(site, destination)}"
         ) from error

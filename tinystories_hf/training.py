@@ -11,8 +11,6 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments as TrainerArguments
 from transformers import set_seed
-from transformers.integrations import get_available_reporting_integrations
-from transformers.utils.logging import disable_progress_bar
 
 from tinystories_hf import checkpoints, hub, provenance
 from tinystories_hf.arguments import Arguments, TrainingArguments
@@ -21,16 +19,12 @@ from tinystories_hf.callbacks import PublishCheckpoints, StorySamples
 from tinystories_hf.checkpoints import Start
 from tinystories_hf.data import PreparedData, prepare
 from tinystories_hf.destination import Destination
-from tinystories_hf.errors import RunError, Stopped, UserError
+from tinystories_hf.errors import RunError, Stopped, UserError, work_begun
 from tinystories_hf.finishing import finish_run, finished_metrics
 from tinystories_hf.guards import telling_a_dead_reader, telling_out_of_memory
-from tinystories_hf.hardware import (
-    choose_precision,
-    compiles,
-    device_type,
-    hardware_has_tf32,
-    use_threads,
-)
+from tinystories_hf.hardware import compiles, device_type, hardware_has_tf32, use_threads
+from tinystories_hf.hub_client import without_progress_bars
+from tinystories_hf.launcher import check_launch, choose_precision
 from tinystories_hf.modeling import GPTNeoForCausalLM, build_model, count_parameters
 from tinystories_hf.packing import PackedRows
 from tinystories_hf.run_directory import (
@@ -43,10 +37,13 @@ from tinystories_hf.run_directory import (
 )
 from tinystories_hf.stopping import HOW_TO_GO_ON, StopRequest
 from tinystories_hf.streaming import StreamedRows
+from tinystories_hf.trackers import check_trackers, start_trackers
 from tinystories_hf.trainer import StoryTrainer, collate_rows
 from tinystories_hf.trajectory import describe_trajectory
 
 
+@without_progress_bars()
+@use_threads()
 def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, float]:
     """Train a model as the settings say and return the final metrics.
 
@@ -55,6 +52,7 @@ def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, fl
         RunError: the run cannot go on; what was saved is whole.
         Stopped: a signal asked for it; what was done is saved.
     """
+    check_launch()
     plan = plan_batch(arguments.training, int(os.environ.get("WORLD_SIZE", "1")))
     trainer_arguments = build_trainer_arguments(arguments.training, plan)
     run_dir = Path(arguments.training.output_dir)
@@ -102,10 +100,12 @@ def run_to_its_end(
         checkpoints.check_space(run_dir, count_parameters(trainer.model).total, kept)
     if destination and arguments.hub.hub_strategy == "checkpoint-revisions":
         trainer.add_callback(PublishCheckpoints(destination, trainer.clock_stopped))
+    start_trackers(trainer)
     record = describe_run(arguments, trainer, prepared, start)
     try:
-        train_steps(trainer, start, arguments.data.context_length)
-        metrics = finish_run(arguments, trainer, prepared, record, destination)
+        with work_begun():
+            train_steps(trainer, start, arguments.data.context_length)
+            metrics = finish_run(arguments, trainer, prepared, record, destination)
     except (Stopped, RunError) as end:
         if first:
             with suppress(OSError):  # where the disk is full, that is what has to be said
@@ -190,14 +190,7 @@ def build_trainer_arguments(training: TrainingArguments, plan: BatchPlan) -> Tra
     Raises:
         UserError: an unknown tracker, or several GPUs without a launcher.
     """
-    missing = set(training.report_to) - {*get_available_reporting_integrations(), "none"}
-    if missing:
-        raise UserError(
-            f"report_to: {', '.join(sorted(missing))} is not installed, or not known to"
-            " Transformers; install it with pip or leave it out"
-        )
-    use_threads()
-    disable_progress_bar()  # of saving: this model is written in milliseconds
+    check_trackers(training.report_to)
     precision = choose_precision(training)
     built = TrainerArguments(
         output_dir=training.output_dir,

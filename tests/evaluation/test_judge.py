@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import ROOT, environment
 from tests.judging_endpoint import GRADES, OPINION, JudgingEndpoint
-from tinystories_hf.errors import UserError
+from tinystories_hf.errors import RunError, UserError
 from tinystories_hf.evaluation import judging_models
 from tinystories_hf.evaluation.judge import (
     JudgeArguments,
@@ -121,7 +121,7 @@ def test_what_concerns_all_stories_ends_it_and_keeps_what_came(
     endpoint: JudgingEndpoint, tmp_path: Path
 ) -> None:
     endpoint.script = {"Hal": ["401"]}
-    with pytest.raises(UserError, match="does not accept the key"):
+    with pytest.raises(RunError, match="does not accept the key"):
         judged(endpoint, tmp_path)
     kept = len(RecordFile(tmp_path / "judgements.jsonl", {}).records)
     assert kept == sum(endpoint.answered.values())

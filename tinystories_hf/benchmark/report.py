@@ -214,15 +214,11 @@ def _alternatives(found: Numbers) -> str:
 
 def plot_growth(rows: list[Numbers], path: Path, title: str) -> None:
     """Draw tokens per second over batch, context, hidden size and vocabulary."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     axes_names = list(dict.fromkeys(row["axis"] for row in rows))
-    figure, panels = pyplot.subplots(
-        1, len(axes_names), figsize=(3.2 * len(axes_names), 3.4), layout="constrained", sharey=True
-    )
+    figure = Figure(figsize=(3.2 * len(axes_names), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(axes_names), sharey=True, squeeze=False)[0]
     styles = {OURS: ("o-", "#4477aa"), STOCK: ("s--", "#cc6633")}
     for panel, axis in zip(panels, axes_names, strict=True):
         for name, (style, color) in styles.items():
@@ -241,4 +237,3 @@ def plot_growth(rows: list[Numbers], path: Path, title: str) -> None:
     panels[0].legend()
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from tinystories_hf.errors import UserError
+from tinystories_hf.errors import UserError, work_begun
 from tinystories_hf.evaluation.intervals import clustered_mean
 from tinystories_hf.evaluation.judging_models import (
     Judge,
@@ -142,8 +142,10 @@ def ask_all(
     """Ask what has not been asked, several stories at a time; return how many got no answer.
 
     Raises:
-        UserError: a judge cannot be asked at all; what was answered by then is kept.
+        UserError: a judge cannot be asked at all.
+        RunError: the same, after others were answered; their replies are kept.
     """
+    kept = len(records.records)
     asked, refused = _replies(records.records), _refused(records.records)
     todo = [
         (name, story)
@@ -165,8 +167,9 @@ def ask_all(
             futures[future] = name
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
-                unanswered[futures[future]] += not future.result()
+            with work_begun(lambda: len(records.records) > kept):
+                for future in done:
+                    unanswered[futures[future]] += not future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     return unanswered

@@ -23,7 +23,7 @@ def plot_loss(log_history: Sequence[Mapping[str, Any]], path: Path, title: str) 
 
     Both are the Trainer's own means in nats per token; dropout acts in the first alone.
     """
-    figure, axes = _pyplot().subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = _panels()
     for key, label, style in (
         ("loss", "training", {"linewidth": 1.2, "color": "#4477aa"}),
         ("eval_loss", "validation", {"marker": "o", "markersize": 4, "color": "#cc6633"}),
@@ -35,7 +35,6 @@ def plot_loss(log_history: Sequence[Mapping[str, Any]], path: Path, title: str) 
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=130)
-    _pyplot().close(figure)
 
 
 def plot_results(results: Sequence[Results], folder: Path) -> list[str]:
@@ -52,22 +51,22 @@ def plot_results(results: Sequence[Results], folder: Path) -> list[str]:
         if measured:
             figure = draw(measured)
             figure.savefig(folder / name, dpi=130)
-            _pyplot().close(figure)
             drawn.append(name)
     return drawn
 
 
-def _pyplot() -> Any:
-    import matplotlib
+def _panels(
+    rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 4.2)
+) -> tuple[Any, Any]:
+    """Return a figure and its axes, without pyplot, whose backend belongs to the process."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns)
 
 
 def _draw_positions(results: Sequence[Results]) -> Any:
-    figure, axes = _pyplot().subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = _panels()
     for color, model in zip(itertools.cycle(COLORS), results, strict=False):
         for protocol, style in (("packed", "-o"), ("by_story", "--s")):
             points = model["loss"][protocol]["by_position"]
@@ -82,7 +81,7 @@ def _draw_positions(results: Sequence[Results]) -> Any:
 
 
 def _draw_cloze(results: Sequence[Results]) -> Any:
-    figure, axes = _pyplot().subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = _panels()
     families = list(results[0]["cloze"]["families"])
     width = 0.8 / len(results)
     for number, model in enumerate(results):
@@ -103,7 +102,7 @@ def _draw_cloze(results: Sequence[Results]) -> Any:
 
 
 def _draw_judge(results: Sequence[Results]) -> Any:
-    figure, axes = _pyplot().subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = _panels()
     graded = [
         (f"{model['model']['name']}, {judge['judge']}", judge["grades"])
         for model in results
@@ -140,7 +139,7 @@ def _bars(
 
 def _draw_memorization(results: Sequence[Results]) -> Any:
     """Draw the four histograms of the paper (its figures 14 to 17)."""
-    figure, panels = _pyplot().subplots(2, 2, figsize=(10, 7), layout="constrained")
+    figure, panels = _panels(2, 2, (10, 7))
     for axes, (key, title) in zip(panels[0], HISTOGRAMS, strict=True):
         for color, model in zip(itertools.cycle(COLORS), results, strict=False):
             _histogram(axes, model["memorization"][key], color, model["model"]["name"])

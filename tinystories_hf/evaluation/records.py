@@ -28,13 +28,13 @@ class RecordFile:
         self.records: list[Record] = []
         if path.exists():
             self._read(made_with)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._write([{"made_with": made_with}], "w")
 
     def append(self, records: list[Record]) -> None:
         """Add records and have them on disk before anything else is done; from any thread."""
         with self._lock:
+            if not self.path.exists():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._write([{"made_with": self.made_with}], "w")
             self._write(records, "a")
             self.records += records
 

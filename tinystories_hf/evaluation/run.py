@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import PartialState
-from transformers.utils.logging import disable_progress_bar
 
 from tinystories_hf.card import write_card
-from tinystories_hf.errors import UserError
+from tinystories_hf.errors import UserError, work_begun
 from tinystories_hf.evaluation.arguments import EvaluationArguments, EvaluationRequest
 from tinystories_hf.evaluation.report import write_report
 from tinystories_hf.evaluation.results import (
@@ -21,11 +20,15 @@ from tinystories_hf.evaluation.results import (
 from tinystories_hf.evaluation.subject import load_subject, run_directory
 from tinystories_hf.evaluation.suites import Task, measure, settings_of
 from tinystories_hf.hardware import device_type, use_threads
+from tinystories_hf.hub_client import without_progress_bars
+from tinystories_hf.launcher import check_launch
 from tinystories_hf.provenance import EVAL_RESULTS, read_record
 
 OUTPUT_DIR = "evaluations"
 
 
+@without_progress_bars()  # of loading: the suites have their own
+@use_threads()
 def run_evaluation(request: EvaluationRequest) -> list[Results]:
     """Measure the suites that are asked for and write results and reports.
 
@@ -33,22 +36,24 @@ def run_evaluation(request: EvaluationRequest) -> list[Results]:
 
     Raises:
         UserError: a model, the text or a judge cannot be used, or a folder holds other results.
+        RunError: the same, found after something was measured; what was measured is kept.
     """
     arguments = request.evaluation
     if arguments.results:
         found = [read_results(Path(path)) for path in arguments.results]
         print(f"report      {write_report(found, Path(arguments.output_dir or OUTPUT_DIR))}")
         return found
-    use_threads()
-    disable_progress_bar()  # of loading: the suites have their own
+    check_launch()
     state = PartialState(cpu=device_type() == "cpu")
     folders = [folder_of(name, arguments) for name in arguments.model]
     if len(set(folders)) < len(folders):
         raise UserError("model: two models would write into one folder; rename or leave out one")
-    found = [
-        evaluate_model(name, folder, request, state)
-        for name, folder in zip(arguments.model, folders, strict=True)
-    ]
+    written: list[Path] = []
+    with work_begun(lambda: bool(written)):
+        found = [
+            evaluate_model(name, folder, request, state, written)
+            for name, folder in zip(arguments.model, folders, strict=True)
+        ]
     if state.is_main_process and len(found) > 1:
         path = write_report(found, Path(arguments.output_dir or OUTPUT_DIR))
         print(f"comparison  {path}", flush=True)
@@ -70,9 +75,12 @@ def folder_of(name: str, arguments: EvaluationArguments) -> Path:
 
 
 def evaluate_model(
-    name: str, folder: Path, request: EvaluationRequest, state: PartialState
+    name: str, folder: Path, request: EvaluationRequest, state: PartialState, written: list[Path]
 ) -> Results:
-    """Measure one model; what was measured with the same settings is not measured again."""
+    """Measure one model; what was measured with the same settings is not measured again.
+
+    A folder that results were written to is added to `written`.
+    """
     arguments = request.evaluation
     subject = load_subject(name, arguments.revision, arguments.context_length)
     task = Task(subject, request.data, arguments, folder)
@@ -84,6 +92,7 @@ def evaluate_model(
             continue
         section = measure(suite, task, quiet=not state.is_main_process)
         results[suite] = section
+        written.append(folder)
         if state.is_main_process:
             write_results(folder, results)
             print(f"{suite:11} {name}: done in {section['made']['seconds']:.0f} s", flush=True)

@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard
 
 from tinystories_hf import onnx_export
 from tinystories_hf.card import CARD_FILE
-from tinystories_hf.errors import UserError
+from tinystories_hf.errors import RunError, UserError
 from tinystories_hf.evaluation.stories import OUR_FILE
 from tinystories_hf.files import file_sha256, write_json
 from tinystories_hf.onnx_export import FOLDER, FP32, Q8, RECORD, WEIGHTS
@@ -255,13 +255,13 @@ def serve(folder: Path, port: int) -> None:
     """Serve a folder on loopback until interrupted, and print the address first.
 
     Raises:
-        UserError: the port is taken.
+        RunError: the port is taken; the page is built.
     """
     handler = functools.partial(_QuietHandler, directory=str(folder))
     try:
         server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     except OSError as error:
-        raise UserError(f"port: {port} is not free ({error.strerror}); choose another") from None
+        raise RunError(f"port: {port} is not free ({error.strerror}); choose another") from None
     print(f"serving http://127.0.0.1:{server.server_address[1]}/ until Ctrl+C", flush=True)
     try:
         server.serve_forever()

@@ -1,0 +1,132 @@
+"""What the launcher of a process and its environment ask for, and which of it is refused."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import psutil
+from accelerate.commands.config.config_args import default_config_file
+
+from tinystories_hf.arguments import TrainingArguments
+from tinystories_hf.errors import UserError
+from tinystories_hf.hardware import Precision, hardware_has_bf16
+
+ONES_OF_A_GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+SIZES_OF_MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+# What `accelerate launch` sets for other ways to share a model out, and their names.
+OTHER_WAYS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
+
+
+def check_launch() -> None:
+    """Find out whether this process can do what its launcher and its environment ask for.
+
+    Raises:
+        UserError: it cannot; the message names the file or the variable.
+    """
+    _check_group()
+    _check_mpi()
+    asked = [what for name, what in OTHER_WAYS.items() if os.environ.get(name) == "true"]
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("FSDP_VERSION") != "2":
+        asked.append("FSDP 1")
+    if asked:
+        raise UserError(
+            f"{_source()} asks for {asked[0]}, which is not supported; launch with --config_file"
+            " configs/accelerate/fsdp.yaml to shard a model, or with another file of that folder"
+        )
+    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp8":
+        raise UserError(
+            f"{_source()} asks for mixed_precision fp8, which is not supported; choose bf16, fp16"
+            " or no"
+        )
+
+
+def choose_precision(training: TrainingArguments) -> Precision:
+    """Return the autocast type: the one that is asked for, else the one of the hardware.
+
+    Raises:
+        UserError: the setting `bf16` and the launcher ask for different ones.
+    """
+    launched = launcher_precision()
+    if training.bf16 == "auto":
+        return launched or ("bf16" if hardware_has_bf16() else "no")
+    asked: Precision = "bf16" if training.bf16 else "no"
+    if launched not in (None, asked):
+        raise UserError(
+            f"bf16: the setting is {str(training.bf16).lower()}, and {_source()} asks for"
+            f" mixed_precision {launched}; change one of them, or set bf16 to auto"
+        )
+    return asked
+
+
+def launcher_precision() -> Precision | None:
+    """Return the precision that the launcher was asked for; None where it was not.
+
+    `accelerate launch` sets the variable in any case, to `no` where nobody asked, and `accelerate
+    config` writes `no` into a file for everybody who presses Enter. Only its own flag is a choice.
+    """
+    found = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if found in ("bf16", "fp16"):
+        return "bf16" if found == "bf16" else "fp16"
+    flag = re.compile("--mixed[-_]precision(=.*)?")
+    asked = found == "no" and any(flag.fullmatch(word) for word in launcher_command())
+    return "no" if asked else None
+
+
+def launcher_command() -> list[str]:
+    """Return the command line of `accelerate launch`; empty where it did not start this process."""
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return []
+    try:
+        parent = psutil.Process().parent()
+        return parent.cmdline() if parent else []
+    except psutil.Error:
+        return []
+
+
+def _source() -> str:
+    """Name where the launcher's settings come from: flags, a file that was named, or the user's."""
+    command = launcher_command()
+    for word, following in zip(command, [*command[1:], ""], strict=False):
+        flag, _, value = word.partition("=")
+        if flag.replace("-", "_") == "__config_file":
+            return f"accelerate launch (its flags, or {value or following})"
+    if Path(default_config_file).is_file():
+        return f"accelerate launch (its flags, or {default_config_file})"
+    return "accelerate launch"
+
+
+def _check_group() -> None:
+    """Raise a `UserError` where the variables of a group of processes are half there."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        if not re.fullmatch(r"-?\d{1,9}", os.environ.get(name, "0")):
+            raise UserError(f"{name}: {os.environ[name]!r} in the environment is no whole number")
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    several = size > 1 or int(os.environ.get("LOCAL_RANK", "-1")) >= 0
+    there = [name for name in ONES_OF_A_GROUP if name in os.environ]
+    missing = [name for name in ONES_OF_A_GROUP if name not in os.environ]
+    if (several and missing) or not 0 <= rank < size:
+        found = ", ".join(f"{name}={os.environ[name]}" for name in there)
+        lacking = f" without {', '.join(missing)}" if missing else ""
+        raise UserError(
+            f"the environment has {found}{lacking}; start several processes with `accelerate"
+            f" launch`, and a single one after `unset {' '.join(there)}`"
+        )
+
+
+def _check_mpi() -> None:
+    """Raise a `UserError` where MPI has started several processes, and no launcher a group."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return
+    for name in SIZES_OF_MPI:
+        value = os.environ.get(name, "1")
+        if value != "1":
+            raise UserError(
+                f"{name}={value} in the environment is from MPI, which is not supported; start"
+                f" several processes with `accelerate launch`, a single one after `unset {name}`"
+            )
