@@ -282,36 +282,3 @@ def test_a_label_outside_the_vocabulary_leaves_the_logits_as_they_were() -> None
         with pytest.raises(IndexError, match=f"Target {label} is out of bounds"):
             kernels.cross_entropy_(logits, labels, with_gradient=True)
         assert not logits.any()
-
-
-IMPORT = "from tinystories_hf import kernels; print(kernels.available())"
-
-
-def test_they_are_built_once_for_a_machine(
-    run_code: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
-    caches = tmp_path / "caches"
-    assert run_code(IMPORT, XDG_CACHE_HOME=str(caches)) == (0, "True\n", "")
-    (built,) = (caches / "tinystories_hf").iterdir()
-    when = built.stat().st_mtime_ns
-    assert run_code(IMPORT, XDG_CACHE_HOME=str(caches)) == (0, "True\n", "")
-    assert built.stat().st_mtime_ns == when
-
-
-def test_they_are_built_where_the_home_cannot_be_written(
-    run_code: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
-    caches = tmp_path / "a file"
-    caches.write_text("")
-    assert run_code(IMPORT, XDG_CACHE_HOME=str(caches)) == (0, "True\n", "")
-    assert caches.read_text() == ""
-
-
-def test_without_a_compiler_it_says_so_in_one_line(
-    run_code: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
-    code, said, complaint = run_code(IMPORT, XDG_CACHE_HOME=str(tmp_path), CXX="no-such-compiler")
-    assert (code, said) == (0, "False\n")
-    assert complaint.count("\n") == 1
-    assert "no-such-compiler" in complaint
-    assert "Install a C++ compiler" in complaint

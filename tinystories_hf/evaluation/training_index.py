@@ -165,9 +165,9 @@ def training_index(data: DataArguments, *, quiet: bool = False) -> TrainingIndex
     """Return the index of a corpus' training split, made now or served from the cache.
 
     Raises:
-        UserError: the corpus cannot be read, or there is no C++ compiler to search it with.
+        UserError: the corpus cannot be read, or `training_scan.cpp` cannot be compiled.
     """
-    _library()  # a missing compiler is told before the work, not after it
+    _library()  # a missing compiler is reported before the work, not after it
     split = open_corpus(data).train
     once = replace(data, drop_validation_overlap=False)
     sources = [Path(module.__file__ or "") for module in (cleaning, corpus, ngrams)]
@@ -228,12 +228,10 @@ def _at(values: np.ndarray[Any, Any]) -> int:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    library = native.load("training_scan.cpp")
-    if library is None:
-        raise UserError(
-            "looking stories up in training needs a C++ compiler (g++ or clang++ with OpenMP);"
-            " install one, or name one in CXX"
-        )
+    try:
+        library = native.compiled("training_scan.cpp")
+    except native.NotCompiledError as error:
+        raise UserError(f"looking stories up in training: {error}") from None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     where = (pointer, pointer, number)
     library.scan_counts.argtypes = (*where, pointer, number, number, pointer)
