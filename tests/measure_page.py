@@ -21,9 +21,9 @@ from transformers import AutoTokenizer
 from tests.page_browser import open_browser, reading, served
 from tinystories_hf import onnx_export, provenance
 from tinystories_hf.files import file_sha256, write_json
-from tinystories_hf.generation import context_length
 from tinystories_hf.modeling import load_model
 from tinystories_hf.page.build import Dtype, build_page
+from tinystories_hf.positions import context_length
 from tinystories_hf.tokenizer import END_OF_TEXT
 
 PROMPT = "Once upon a time there was a little girl named Lily. She had a"

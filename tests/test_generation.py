@@ -8,7 +8,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tinystories_hf.arguments import GenerationArguments
 from tinystories_hf.errors import UserError
-from tinystories_hf.generation import context_length, generate_stories, load_for_generation
+from tinystories_hf.generation import generate_stories, load_for_generation
+from tinystories_hf.positions import context_length
 
 PROMPTS = ["Once upon a time", "One day, a", "Tom"]
 

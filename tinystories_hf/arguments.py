@@ -144,6 +144,11 @@ class DataArguments:
         None,
         belongs_to="tokenizer",
     )
+    eos_token: str = option(
+        "special token of the tokenizer that follows each story, and begins and pads texts",
+        "<|endoftext|>",
+        belongs_to="tokenizer",
+    )
     drop_empty: bool = option("leave out stories without any text", False)
     repair_mojibake: bool = option("repair double-encoded quotes and dashes", False)
     drop_duplicates: bool = option("keep the first of stories that are equal to the letter", False)
@@ -161,6 +166,8 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         _positive(self, "toy_stories", "shuffle_buffer")
+        if not self.eos_token:
+            raise UserError("eos_token must not be empty; name a special token of the tokenizer")
         if self.context_length < 2:
             raise UserError(f"context_length must be at least 2, got {self.context_length}")
         if not 0 < self.validation_share < 1:

@@ -167,7 +167,9 @@ def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> Pre
             if work is not None:
                 if tokenizer is None:
                     stories = stories_with_progress(found.train, "training the tokenizer", quiet)
-                    tokenizer = tokenizing.train_tokenizer(stories, vocab_size, data.context_length)
+                    tokenizer = tokenizing.train_tokenizer(
+                        stories, vocab_size, data.context_length, data.eos_token
+                    )
                 _write(work, data, found, tokenizer, fingerprint, quiet)
     prepared = load_prepared(folder, tokenizer)
     return replace(prepared, stream=found.train) if data.streaming else prepared
@@ -204,7 +206,6 @@ def load_prepared(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None
         UserError: the folder is not one that `prepare` finished, or a file of it has been cut.
     """
     import datasets
-    from transformers import AutoTokenizer
 
     try:
         content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -220,7 +221,7 @@ def load_prepared(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None
     return PreparedData(
         folder,
         manifest,
-        tokenizer or AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        tokenizer or tokenizing.reopen_tokenizer(folder / "tokenizer", manifest.context_length),
         rows.get("train"),
         rows["validation"],
     )
@@ -269,6 +270,7 @@ def _fingerprint(
     """Return a name for exactly this preparation: any other input gives another name."""
     modules = (cleaning, corpus, packing, tokenizing, words)
     sources = [Path(module.__file__ or "") for module in modules]
+    sources.append(Path(tokenizing.__file__).with_name("story_tokenizer.py"))
     sources.append(Path(words.__file__).with_suffix(".cpp"))
     code = [path.read_bytes() for path in (*sources, Path(__file__))]
     parts = {
@@ -281,6 +283,7 @@ def _fingerprint(
         "tokenizer": f"{tokenizing.TRAIN} {vocab_size}"
         if tokenizer is None
         else tokenizing.content_sha256(tokenizer),
+        "eos_token": data.eos_token,
         "streaming": data.streaming,
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -327,6 +330,8 @@ def _write(
             "size": len(tokenizer),
             "vocab_sha256": tokenizing.vocab_sha256(tokenizer),
             "merges_sha256": tokenizing.merges_sha256(tokenizer),
+            "content_sha256": tokenizing.content_sha256(tokenizer),
+            "eos_token": tokenizer.eos_token,
         },
         cleaning=cleaning.options(data),
         versions={name: metadata.version(name) for name in ("tokenizers", "datasets")},

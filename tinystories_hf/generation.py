@@ -15,6 +15,8 @@ from tinystories_hf.decoding import decode, uniform_draws
 from tinystories_hf.errors import UserError
 from tinystories_hf.hub_client import without_progress_bars
 from tinystories_hf.modeling import GPTNeoForCausalLM, load_model
+from tinystories_hf.positions import context_length
+from tinystories_hf.words import unknown_words_reported
 
 
 @dataclass(frozen=True)
@@ -68,28 +70,41 @@ def generate_stories(
     """
     settings = settings or GenerationArguments()
     context = context_length(model)
-    encoded = [tokenizer(prompt).input_ids for prompt in prompts]
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not 0 < len(ids) < context:
             raise UserError(
                 f"the prompt {prompt[:40]!r} has {len(ids)} tokens; it needs at least 1 and fewer"
                 f" than the context of {context}"
             )
-    if isinstance(model, GPTNeoForCausalLM) and settings.num_beams == 1:
-        ours = [ids for ids in encoded for _ in range(settings.num_return_sequences)]
-        with _evaluating(model):
-            told = continue_prompts(model, ours, settings, context)
-        asked = [prompt for prompt in prompts for _ in range(settings.num_return_sequences)]
-        return [_story(*pair, tokenizer) for pair in zip(asked, told, strict=True)]
-    asked, per_call = list(prompts), settings.num_return_sequences
-    if not settings.searches:
-        asked, per_call = [prompt for prompt in prompts for _ in range(per_call)], 1
-    stories: list[Story] = []
+    per_prompt = settings.num_return_sequences
+    given = [ids for ids in encoded for _ in range(per_prompt)]
     with _evaluating(model), _seeded(model, settings.seed):
-        for start in range(0, len(asked), settings.batch_size):
-            batch = asked[start : start + settings.batch_size]
-            stories += _tell(model, tokenizer, batch, settings, context, per_call)
-    return stories
+        if isinstance(model, GPTNeoForCausalLM) and settings.num_beams == 1:
+            told = continue_prompts(model, given, settings, context)
+        else:
+            # A search returns several sequences for one prompt, sampling draws each by itself.
+            asked, per_call = (encoded, per_prompt) if settings.searches else (given, 1)
+            told = []
+            for start in range(0, len(asked), settings.batch_size):
+                batch = asked[start : start + settings.batch_size]
+                told += _tell(model, tokenizer, batch, settings, context, per_call)
+    names = [prompt for prompt in prompts for _ in range(per_prompt)]
+    return [_story(*parts, tokenizer) for parts in zip(names, given, told, strict=True)]
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Return the tokens of a prompt with what the tokenizer puts before a text, not behind it.
+
+    A template may begin a text with a token, as Llama's does. One that also ends it would have the
+    model continue behind the end.
+    """
+    with unknown_words_reported():
+        ids: list[int] = tokenizer(prompt).input_ids
+        own = tokenizer(prompt, add_special_tokens=False).input_ids
+    while own and len(ids) > len(own) and ids[-len(own) :] != own:
+        ids.pop()
+    return ids
 
 
 def continue_prompts(
@@ -109,12 +124,6 @@ def continue_prompts(
         for story, ids in zip(batch, stories, strict=True):
             told[story] = ids
     return told
-
-
-def context_length(model: PreTrainedModel) -> int:
-    """Return the longest text the model was trained on, as its generation config says."""
-    positions = int(model.config.max_position_embeddings)
-    return min(positions, model.generation_config.max_length or positions)
 
 
 @contextmanager
@@ -140,34 +149,46 @@ def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
 def _tell(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
-    prompts: list[str],
+    prompts: list[list[int]],
     settings: GenerationArguments,
     context: int,
     per_call: int,
-) -> list[Story]:
-    batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
-    width = batch.input_ids.shape[1]
+) -> list[list[int]]:
+    width = max(map(len, prompts))
     room = context - width
+    padding = [width - len(ids) for ids in prompts]
+    end = tokenizer.pad_token_id or 0
+    rows = [[end] * unused + ids for unused, ids in zip(padding, prompts, strict=True)]
+    mask = (torch.arange(width) >= torch.tensor(padding)[:, None]).long()
     output = model.generate(
-        input_ids=batch.input_ids.to(model.device),
-        attention_mask=batch.attention_mask.to(model.device),
+        input_ids=torch.tensor(rows, device=model.device),
+        attention_mask=mask.to(model.device),
         max_length=width + min(room, settings.max_new_tokens or room),
         num_return_sequences=per_call,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=end,
         **_how_to_choose(settings),
     )
-    told = [prompt for prompt in prompts for _ in range(per_call)]
-    return [
-        _story(prompt, ids[width:].tolist(), tokenizer)
-        for prompt, ids in zip(told, output, strict=True)
-    ]
+    told: list[list[int]] = output[:, width:].tolist()
+    return told
 
 
-def _story(prompt: str, ids: list[int], tokenizer: Tokenizer) -> Story:
+def _story(prompt: str, given: list[int], ids: list[int], tokenizer: Tokenizer) -> Story:
     ended = tokenizer.eos_token_id in ids
     if ended:
         ids = ids[: ids.index(tokenizer.eos_token_id)]
-    return Story(prompt, tokenizer.decode(ids, skip_special_tokens=True), ended)
+    return Story(prompt, decode_after(tokenizer, given, ids), ended)
+
+
+def decode_after(tokenizer: Tokenizer, before: list[int], ids: list[int]) -> str:
+    """Return the text of tokens as it follows that of others.
+
+    Decoded alone, tokens of SentencePiece or of whole words lose the space that they begin with.
+    """
+    given, whole = (
+        tokenizer.decode(part, skip_special_tokens=True) for part in (before, before + ids)
+    )
+    text: str = whole.removeprefix(given)
+    return text if whole.startswith(given) else tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def _how_to_choose(settings: GenerationArguments) -> dict[str, float | None]:

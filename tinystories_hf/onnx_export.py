@@ -24,10 +24,10 @@ from tinystories_hf.errors import RunError, UserError
 from tinystories_hf.evaluation.cloze import cloze_items
 from tinystories_hf.evaluation.reading import encode
 from tinystories_hf.files import file_sha256, sync, telling_a_full_disk, write_json
-from tinystories_hf.generation import context_length
 from tinystories_hf.hub_client import without_progress_bars
 from tinystories_hf.modeling import GPTNeoForCausalLM, load_model
 from tinystories_hf.onnx_graph import cache_names, write_graph
+from tinystories_hf.positions import context_length
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

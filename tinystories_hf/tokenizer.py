@@ -1,7 +1,8 @@
-"""The tokenizer: loaded from the Hub or a folder, or trained; the one place that knows its marks.
+"""The tokenizer: loaded from the Hub or a folder, or trained; any fast tokenizer can be used.
 
 GPT-Neo has a single special token, `<|endoftext|>`: it begins a text, ends it and pads a batch
-(https://huggingface.co/EleutherAI/gpt-neo-125m). It is appended to every story and learnt.
+(https://huggingface.co/EleutherAI/gpt-neo-125m). It, or the `eos_token` of the settings, is
+appended to every story and learnt.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from tinystories_hf.errors import UserError, readable
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from tinystories_hf.story_tokenizer import PreTrainedTokenizerFast as StoryTokenizerFast
+
 END_OF_TEXT = "<|endoftext|>"
 TRAIN = "train"
 # The trainer sets memory aside for all entries before it reads: 540 MB for 2^28, and it ends the
@@ -27,16 +30,17 @@ FILES = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
 FILES += ["special_tokens_map.json", "added_tokens.json", "config.json"]
 
 
-def load_tokenizer(data: DataArguments, vocab_size: int) -> PreTrainedTokenizerFast:
+def load_tokenizer(data: DataArguments, vocab_size: int) -> StoryTokenizerFast:
     """Load `data.tokenizer` from a folder or the Hub, and check it against model and pins.
 
     Raises:
-        UserError: there is none by that name, it has no `<|endoftext|>`, its size is not
+        UserError: there is none by that name, it has no token `data.eos_token`, its size is not
             `vocab_size`, or its content is not what the configuration pins.
     """
     from transformers import AutoTokenizer
 
     from tinystories_hf.download import download_files
+    from tinystories_hf.story_tokenizer import story_tokenizer
 
     name = data.tokenizer
     folder = Path(name)
@@ -52,19 +56,22 @@ def load_tokenizer(data: DataArguments, vocab_size: int) -> PreTrainedTokenizerF
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"tokenizer: {name} holds no tokenizer: {reason}") from error
     check_tokenizer(tokenizer, data, vocab_size)
-    return with_marks(tokenizer, data.context_length)
+    return story_tokenizer(
+        tokenizer.backend_tokenizer, data.eos_token, data.context_length, tokenizer.unk_token
+    )
 
 
 def train_tokenizer(
-    stories: Iterable[str], vocab_size: int, context_length: int
-) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE of exactly `vocab_size` entries, `<|endoftext|>` being id 0.
+    stories: Iterable[str], vocab_size: int, context_length: int, eos_token: str = END_OF_TEXT
+) -> StoryTokenizerFast:
+    """Train a byte-level BPE of exactly `vocab_size` entries, `eos_token` being id 0.
 
     Raises:
         UserError: `vocab_size` is too small for all bytes, or larger than the text supports.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+
+    from tinystories_hf.story_tokenizer import story_tokenizer
 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if vocab_size <= len(alphabet):
@@ -78,7 +85,7 @@ def train_tokenizer(
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[eos_token],
         initial_alphabet=sorted(alphabet),
         show_progress=False,
     )
@@ -88,14 +95,19 @@ def train_tokenizer(
             f"the text supports a vocabulary of {backend.get_vocab_size()}, not vocab_size"
             f" {vocab_size}; lower vocab_size or give more text"
         )
-    return with_marks(PreTrainedTokenizerFast(tokenizer_object=backend), context_length)
+    return story_tokenizer(backend, eos_token, context_length)
 
 
-def with_marks(tokenizer: PreTrainedTokenizerFast, context_length: int) -> PreTrainedTokenizerFast:
-    """Set bos, eos and pad to `<|endoftext|>` and the length to what the model is trained on."""
-    tokenizer.bos_token = tokenizer.eos_token = tokenizer.pad_token = END_OF_TEXT
-    tokenizer.model_max_length = context_length
-    return tokenizer
+def reopen_tokenizer(folder: Path, context_length: int) -> StoryTokenizerFast:
+    """Return the tokenizer of a prepared folder as it was before it was saved there."""
+    from transformers import AutoTokenizer
+
+    from tinystories_hf.story_tokenizer import story_tokenizer
+
+    saved = AutoTokenizer.from_pretrained(folder)
+    return story_tokenizer(
+        saved.backend_tokenizer, saved.eos_token, context_length, saved.unk_token
+    )
 
 
 def check_tokenizer(
@@ -115,16 +127,26 @@ def check_tokenizer(
             f"tokenizer: {data.tokenizer} has {len(tokenizer)} entries but vocab_size is"
             f" {vocab_size}; set vocab_size to {len(tokenizer)} or choose another tokenizer"
         )
-    if tokenizer.convert_tokens_to_ids(END_OF_TEXT) is None or END_OF_TEXT not in set(
-        tokenizer.get_added_vocab()
-    ):
-        raise UserError(f"tokenizer: {data.tokenizer} has no special token {END_OF_TEXT}")
+    vocabulary = tokenizer.get_vocab()
+    if max(vocabulary.values()) >= vocab_size:
+        raise UserError(
+            f"tokenizer: {data.tokenizer} has ids up to {max(vocabulary.values())} but only"
+            f" {vocab_size} entries; number its entries from 0 without gaps"
+        )
+    if data.eos_token not in vocabulary:
+        own = tokenizer.eos_token
+        hint = "name one that it has" if own is None else f"its own is {own}; name it"
+        raise UserError(
+            f"tokenizer: {data.tokenizer} has no special token {data.eos_token}; {hint} with"
+            " eos_token"
+        )
     pins = (data.tokenizer_vocab_sha256, data.tokenizer_merges_sha256)
     found = (vocab_sha256(tokenizer), merges_sha256(tokenizer))
     for part, pin, content in zip(("vocab", "merges"), pins, found, strict=True):
         if pin is not None and pin != content:
+            has = f"has sha256 {content}" if content else "is not there"
             raise UserError(
-                f"tokenizer: the {part} of {data.tokenizer} has sha256 {content}, but"
+                f"tokenizer: the {part} of {data.tokenizer} {has}, but"
                 f" tokenizer_{part}_sha256 expects {pin}; use the tokenizer that the"
                 " configuration was made for, or drop the pin"
             )
@@ -139,9 +161,11 @@ def vocab_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
     return hashlib.sha256(json.dumps(by_id).encode()).hexdigest()
 
 
-def merges_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return the sha256 of the merges as the bytes of GPT-2's own merges.txt."""
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+def merges_sha256(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """Return the sha256 of the merges as the bytes of GPT-2's own merges.txt; None without any."""
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("merges")
+    if merges is None:
+        return None
     lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     return hashlib.sha256("\n".join(["#version: 0.2", *lines, ""]).encode()).hexdigest()
 

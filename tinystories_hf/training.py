@@ -227,6 +227,8 @@ def build_trainer_arguments(training: TrainingArguments, plan: BatchPlan) -> Tra
         run_name=training.run_name or Path(training.output_dir).name,
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
+        # It becomes the model's own setting and is saved; steps and evaluations take no cache.
+        use_cache=True,
         # Without it the processes of a launcher on the CPU would train apart, each as if alone.
         use_cpu=device_type() == "cpu",
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.batch import BatchPlan
+from tinystories_hf.tokenizer import END_OF_TEXT
 
 if TYPE_CHECKING:
     from tinystories_hf.data import Manifest
@@ -51,7 +52,12 @@ def describe_trajectory(
         rows = {"streaming": True, "shuffle_buffer": data.shuffle_buffer}
     else:
         rows = {"training_rows": manifest.split("train").rows}
-    tokenizer = {name: manifest.tokenizer[name] for name in ("vocab_sha256", "merges_sha256")}
+    names = ["vocab_sha256", "merges_sha256"]
+    if manifest.tokenizer["merges_sha256"] is None:
+        names.append("content_sha256")
+    if data.eos_token != END_OF_TEXT:
+        names.append("eos_token")
+    tokenizer = {name: manifest.tokenizer[name] for name in names}
     return {
         **{name: value for name, value in asdict(model).items() if name not in SAME_NUMBERS},
         **{name: getattr(training, name) for name in TRAINING_FIELDS},

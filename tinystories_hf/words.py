@@ -7,12 +7,15 @@ import functools
 import json
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinystories_hf import native
+from tinystories_hf.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -64,7 +67,9 @@ class StoryTokenizer:
 
     def _tokenize(self, stories: list[str]) -> np.ndarray[Any, Any]:
         ids: list[int] = []
-        for encoding in self._backend.encode_batch_fast(stories, add_special_tokens=False):
+        with unknown_words_reported():
+            encodings = self._backend.encode_batch_fast(stories, add_special_tokens=False)
+        for encoding in encodings:
             ids += encoding.ids
             ids.append(self.eos)
         return np.array(ids, dtype=np.uint32)
@@ -113,6 +118,20 @@ class StoryTokenizer:
             raise MemoryError("there is no memory for the words of the tokenizer")
         # Freed with the last reference; a destructor would meet half-made objects and copies.
         weakref.finalize(self._words, self._library.words_free, self._words.value)
+
+
+@contextmanager
+def unknown_words_reported() -> Iterator[None]:
+    """Turn the error of a tokenizer that cannot encode a text into a `UserError`.
+
+    WordLevel and Unigram raise a bare `Exception` at a word they do not know and have no token for.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise UserError(
+            f"tokenizer: it cannot encode all of the text ({error}); give it an unk_token"
+        ) from error
 
 
 def _cuts_as_gpt2(description: dict[str, Any]) -> bool:

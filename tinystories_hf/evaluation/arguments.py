@@ -18,7 +18,7 @@ INDEXED = {"stories", "memorization"}
 # How stories become rows is a matter of training; here a model's own tokenizer reads them.
 OF_ROWS = (
     *("tokenizer", "tokenizer_revision", "tokenizer_vocab_sha256", "tokenizer_merges_sha256"),
-    "context_length",
+    *("eos_token", "context_length"),
 )
 
 

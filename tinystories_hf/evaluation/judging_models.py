@@ -134,6 +134,7 @@ def local_judge(name: str) -> Judge:
     import torch
 
     from tinystories_hf.generation import load_for_generation
+    from tinystories_hf.positions import max_positions
 
     model, tokenizer = load_for_generation(name)
     one_at_a_time = threading.Lock()
@@ -150,10 +151,12 @@ def local_judge(name: str) -> Judge:
         else:
             text = "\n\n".join(message["content"] for message in messages) + "\n\n"
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).to(model.device)
-        room = int(model.config.max_position_embeddings) - MAX_TOKENS
+        asked = ids["input_ids"].shape[1]
+        most = max_positions(model) or asked + MAX_TOKENS
+        room = most - MAX_TOKENS
         kept = {key: ids[key][:, -max(1, room) :] for key in ("input_ids", "attention_mask")}
         width = kept["input_ids"].shape[1]
-        length = min(width + MAX_TOKENS, int(model.config.max_position_embeddings))
+        length = min(width + MAX_TOKENS, most)
         told = model.generate(
             **kept, max_length=length, do_sample=False, temperature=None, top_k=None, top_p=None,
             pad_token_id=tokenizer.pad_token_id,

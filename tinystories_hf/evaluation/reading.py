@@ -16,7 +16,7 @@ from tinystories_hf.cleaning import CleaningCounts, clean, story_digest
 from tinystories_hf.corpus import Split, open_corpus
 from tinystories_hf.data import STORIES, STORIES_PER_BATCH, PreparedData
 from tinystories_hf.errors import UserError
-from tinystories_hf.words import StoryTokenizer
+from tinystories_hf.words import StoryTokenizer, unknown_words_reported
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -149,7 +149,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     """Return the tokens of a text without marks, however long it is."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()  # a tokenizer.json may bring it along
-    ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+    with unknown_words_reported():
+        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
     return ids
 
 

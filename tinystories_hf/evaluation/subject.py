@@ -13,12 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from tinystories_hf.download import resolve_commit
 from tinystories_hf.errors import UserError
 from tinystories_hf.generation import load_for_generation
+from tinystories_hf.positions import PAPER_CONTEXT, max_positions
 from tinystories_hf.provenance import FILE, portable, read_record
 from tinystories_hf.tokenizer import vocab_sha256
-
-# What the published models were trained on, whatever their configurations say
-# (TinyStories-33M, discussion 12); other models are read in windows of the same length.
-PAPER_CONTEXT = 512
 
 
 @dataclass(frozen=True)
@@ -70,10 +67,10 @@ def load_subject(
         raise UserError(f"model: {name} has no fast tokenizer; give it a tokenizer.json")
     run = run_directory(name)
     record = None if run is None else read_record(run)
-    positions = int(model.config.max_position_embeddings)
+    positions = max_positions(model)
     trained = None if record is None else int(record.configuration["data"]["context_length"])
-    context = context_length or trained or min(PAPER_CONTEXT, positions)
-    if context > positions:
+    context = context_length or trained or min(PAPER_CONTEXT, positions or PAPER_CONTEXT)
+    if positions is not None and context > positions:
         raise UserError(
             f"context_length {context} is more than the {positions} positions of {name}"
         )
@@ -103,15 +100,16 @@ def describe_subject(
 ) -> Subject:
     """Put a loaded model together with its facts; it tells stories up to the context."""
     model.generation_config.max_length = context_length
+    config = model.config.get_text_config(decoder=True)
     facts = ModelFacts(
         name=name,
         revision=revision,
         run_id=run_id,
         architecture=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        hidden_size=int(model.config.hidden_size),
-        num_layers=int(model.config.num_hidden_layers),
-        vocab_size=int(model.config.vocab_size),
+        hidden_size=int(config.hidden_size),
+        num_layers=int(config.num_hidden_layers),
+        vocab_size=int(config.vocab_size),
         context_length=context_length,
         tokenizer_sha256=vocab_sha256(tokenizer),
         weights_sha256=weights_sha256(model),
