@@ -20,10 +20,12 @@ def main() -> None:
 def push_run(request: PushRequest) -> None:
     """Publish a run, or show it."""
     from tinystories_hf import hub
+    from tinystories_hf.files import check_writable
 
     if request.dry_run:
         print(hub.describe_push(request.model, str(request.hub.hub_model_id)))
         return
+    check_writable(request.model, "model", "copy it to a folder of yours: its card is written")
     run_id = hub.check_run(request.model).run_id
     destination = hub.check_destination(request.hub, request.model, run_id, request.revision)
     print(f"published {hub.publish(request.model, destination)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,11 @@ EXIT_RUN_FAILED = 1
 EXIT_USER_ERROR = 2
 # EX_TEMPFAIL of BSD's sysexits.h: nothing is wrong, the same command again goes on.
 EXIT_STOPPED = 75
+# What a machine refuses anybody: not allowed, read-only, full, no locks, broken, too many files.
+REFUSED = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOLCK, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE),
+}
 
 
 class UserError(ValueError):
@@ -63,7 +69,8 @@ def work_begun(begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
 def report_user_errors() -> Iterator[None]:
     """Turn the ends that a user can do something about into one line on stderr and an exit code.
 
-    2 for a `UserError`, 1 for a `RunError`, 75 for `Stopped`; every other error goes through.
+    2 for a `UserError`, 1 for a `RunError`, 75 for `Stopped`; every other error goes through, but
+    for what the machine refuses: whoever foresaw that has raised a `UserError`.
     Under a launcher all processes usually fail alike; those after the first say who they are.
     Every script runs inside it, so it also makes the output safe to print to, and lets threads
     that wait sleep.
@@ -80,9 +87,13 @@ def report_user_errors() -> Iterator[None]:
         _end("error", error, EXIT_RUN_FAILED)
     except Stopped as end:
         _end("stopped", end, EXIT_STOPPED)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        _end("error", f"{error.filename or 'the system'}: {error.strerror}", EXIT_RUN_FAILED)
 
 
-def _end(what: str, reason: BaseException, code: int) -> None:
+def _end(what: str, reason: BaseException | str, code: int) -> None:
     rank = os.environ.get("RANK", "0")
     prefix = what if rank == "0" else f"{what} (process {rank})"
     if str(reason):

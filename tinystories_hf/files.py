@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tinystories_hf.errors import RunError, UserError
+from tinystories_hf.errors import RunError, UserError, readable
 
 BLOCK = 1 << 20
 NO_ROOM_BYTES = 1 << 20
@@ -61,10 +62,43 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Bring a folder with all that is in it to the disk."""
+    """Bring a folder with all that is in it to the disk, with the permissions that umask gives.
+
+    safetensors writes files that their owner alone can read.
+    """
+    new = folder / ".new"
+    new.touch()
+    mode = new.stat().st_mode
+    new.unlink()
     for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.stat().st_mode != mode:
+            path.chmod(stat.S_IMODE(mode))
         sync(path)
     sync(folder)
+
+
+def check_writable(folder: Path, setting: str, fix: str = "choose another folder") -> None:
+    """Find out before any work whether files can be made in a folder, or the folder itself.
+
+    Raises:
+        UserError: they cannot; it names the `setting` that chose the place.
+    """
+    places = (folder.absolute(), *folder.absolute().parents)
+    try:
+        tempfile.TemporaryFile(dir=next(path for path in places if path.exists())).close()
+    except OSError as error:
+        reason = error.strerror
+        raise UserError(f"{setting}: cannot write in {folder}: {reason}; {fix}") from None
+
+
+def check_readable(folder: Path, setting: str) -> None:
+    """Raise a `UserError` where a file of a model folder, or what describes it, cannot be read."""
+    with readable(setting, folder):
+        files = list(folder.iterdir()) if folder.is_dir() else []
+    for path in files:
+        if path.suffix in (".json", ".safetensors", ".txt", ".md"):
+            with readable(setting, path):
+                path.open("rb").close()
 
 
 @contextlib.contextmanager
@@ -105,11 +139,8 @@ def appearing(folder: Path, setting: str, what: str) -> Iterator[Path | None]:
     """
     root = folder.parent
     created = [path for path in (root, *root.parents) if not path.exists()]
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=root).close()
-    except OSError as error:
-        raise UserError(f"{setting}: cannot write in {root}: {error.strerror}") from None
+    check_writable(root, setting)
+    root.mkdir(parents=True, exist_ok=True)
     lock, work = root / f".{folder.name}.lock", root / f".{folder.name}.unfinished"
     try:
         with locked(lock, -1, lambda: _say_waiting(what)):

@@ -43,6 +43,8 @@ def load_for_generation(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         model = load_model(name, revision)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"model: cannot load {name}: {reason}") from error

@@ -29,7 +29,7 @@ from tinystories_hf.destination import (
     open_destination,
 )
 from tinystories_hf.errors import RunError, UserError
-from tinystories_hf.files import telling_a_full_disk
+from tinystories_hf.files import check_readable, telling_a_full_disk
 from tinystories_hf.hub_client import FOR_A_CHECKPOINT, FOR_THE_MODEL, Patience, explain
 from tinystories_hf.onnx_export import FOLDER, FP32, Q8, RECORD, check_export
 
@@ -188,6 +188,7 @@ def _check_onnx(run_dir: Path) -> None:
 
 
 def _finished_record(run_dir: Path) -> provenance.RunRecord:
+    check_readable(run_dir, "model")
     record = provenance.read_record(run_dir)
     missing = [name for name in REQUIRED if not (run_dir / name).exists()]
     if record.sessions[-1].status != "finished" or missing:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from transformers.models.gpt_neo import modeling_gpt_neo as stock
 from tinystories_hf import attention  # noqa: F401  (makes "sdpa" known to GPT-Neo)
 from tinystories_hf.arguments import FLASH_REFUSED, ModelArguments
 from tinystories_hf.cross_entropy import causal_lm_loss, token_losses
+from tinystories_hf.files import check_readable
 
 
 class GPTNeoModel(stock.GPTNeoModel):
@@ -217,7 +219,9 @@ def load_model(name: str, revision: str | None = None) -> PreTrainedModel:
 
     Raises:
         OSError, ValueError: there is no such model, or its weights are pickled.
+        UserError: a file of it cannot be read.
     """
+    check_readable(Path(name), "model")
     config = AutoConfig.from_pretrained(name, revision=revision)
     known = GPTNeoForCausalLM if config.model_type == "gpt_neo" else AutoModelForCausalLM
     try:

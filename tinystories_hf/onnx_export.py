@@ -23,7 +23,14 @@ from tinystories_hf import provenance
 from tinystories_hf.errors import RunError, UserError
 from tinystories_hf.evaluation.cloze import cloze_items
 from tinystories_hf.evaluation.reading import encode
-from tinystories_hf.files import file_sha256, sync, telling_a_full_disk, write_json
+from tinystories_hf.files import (
+    check_readable,
+    check_writable,
+    file_sha256,
+    sync,
+    telling_a_full_disk,
+    write_json,
+)
 from tinystories_hf.hub_client import without_progress_bars
 from tinystories_hf.modeling import GPTNeoForCausalLM, load_model
 from tinystories_hf.onnx_graph import cache_names, write_graph
@@ -86,13 +93,12 @@ def export_onnx(folder: Path) -> ExportRecord:
         RunError: the graph is not the model, 8 bits lose too much, or the disk is full.
     """
     _require_packages()
+    check_readable(folder, "model")
+    check_writable(folder, "model", "copy it to a folder of yours")
     model, tokenizer = _load(folder)
     texts = [item.beginning + item.continuations[item.right] for item in cloze_items()]
     ids = text_ids(tokenizer, texts)
-    try:
-        work = tempfile.TemporaryDirectory(dir=folder, prefix=".onnx.unfinished-")
-    except OSError as error:
-        raise UserError(f"model: cannot write in {folder}: {error.strerror}") from None
+    work = tempfile.TemporaryDirectory(dir=folder, prefix=".onnx.unfinished-")
     with work as name, telling_a_full_disk(folder, "writing the ONNX files"):
         fp32, q8 = Path(name) / FP32, Path(name) / Q8
         write_graph(model, fp32)

@@ -12,7 +12,7 @@ from tinystories_hf import checkpoints, provenance
 from tinystories_hf.arguments import TrainingArguments
 from tinystories_hf.checkpoints import Checkpoint, Start
 from tinystories_hf.errors import UserError
-from tinystories_hf.files import locked, remove_created
+from tinystories_hf.files import check_writable, locked, remove_created
 from tinystories_hf.trajectory import differences
 
 LOCK = ".lock"
@@ -26,10 +26,11 @@ def claimed(run_dir: Path) -> Iterator[None]:
     """Hold the run directory for this process alone, and leave none behind that is still empty.
 
     Raises:
-        UserError: another run writes into it, or it is a file.
+        UserError: another run writes into it, it cannot be written, or it is a file.
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"output_dir: {run_dir} is a file; choose another directory")
+    check_writable(run_dir, "output_dir", "choose another --output_dir")
     created = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = run_dir / LOCK

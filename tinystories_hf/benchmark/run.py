@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tinystories_hf.arguments import Arguments, parse_arguments
 from tinystories_hf.errors import UserError
-from tinystories_hf.files import write_json
+from tinystories_hf.files import check_writable, write_json
 from tinystories_hf.parsing import Setting, StrictParser, build, option
 
 PARTS = (
@@ -88,6 +88,8 @@ def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
     target = Path(wanted.json) if wanted.json else None
     if target and not target.parent.is_dir():
         raise UserError(f"json: there is no folder {target.parent}; make it first")
+    if target:
+        check_writable(target.parent, "json")
     made = provenance.surroundings(device_type())
     prepared = prepare(arguments.data, arguments.model.vocab_size)
     bench = parts.Bench(arguments, prepared, wanted.rows, wanted.rounds)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinystories_hf.arguments import DEFAULT_CONFIG, DataArguments
-from tinystories_hf.errors import UserError
+from tinystories_hf.errors import UserError, readable
 from tinystories_hf.parsing import Setting, StrictParser, build, merge, option, yaml_layers
 from tinystories_hf.provenance import FILE
 
@@ -161,10 +161,13 @@ def _text(models: Sequence[str], named: dict[str, Setting]) -> DataArguments:
 def _recorded(folder: Path) -> dict[str, Any] | None:
     """Return the data settings of a run directory, None where it is none."""
     try:
-        record = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        with readable("model", folder / FILE):
+            if not (folder / FILE).exists():
+                return None
+            record = json.loads((folder / FILE).read_text(encoding="utf-8"))
         settings: dict[str, Any] = record["configuration"]["data"]
-    except OSError:
-        return None
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / FILE} is not a record of a run: {error}") from None
     return settings

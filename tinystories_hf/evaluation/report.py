@@ -18,6 +18,7 @@ from tinystories_hf.evaluation.paper import (
 )
 from tinystories_hf.evaluation.results import Results
 from tinystories_hf.evaluation.rubric import AGE_GROUPS, GRADES
+from tinystories_hf.files import write_text
 
 REPORT = "evaluation.md"
 PAPER = "the paper"
@@ -28,7 +29,7 @@ def write_report(results: Sequence[Results], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     drawn = plots.plot_results(results, folder)
     path = folder / REPORT
-    path.write_text(render(results, drawn), encoding="utf-8")
+    write_text(path, render(results, drawn))
     return path
 
 

@@ -19,6 +19,7 @@ from tinystories_hf.evaluation.results import (
 )
 from tinystories_hf.evaluation.subject import load_subject, run_directory
 from tinystories_hf.evaluation.suites import Task, measure, settings_of
+from tinystories_hf.files import check_writable
 from tinystories_hf.hardware import device_type, use_threads
 from tinystories_hf.hub_client import without_progress_bars
 from tinystories_hf.launcher import check_launch
@@ -39,15 +40,20 @@ def run_evaluation(request: EvaluationRequest) -> list[Results]:
         RunError: the same, found after something was measured; what was measured is kept.
     """
     arguments = request.evaluation
+    elsewhere = "choose another --output_dir"
+    together = Path(arguments.output_dir or OUTPUT_DIR)
     if arguments.results:
+        check_writable(together, "output_dir", elsewhere)
         found = [read_results(Path(path)) for path in arguments.results]
-        print(f"report      {write_report(found, Path(arguments.output_dir or OUTPUT_DIR))}")
+        print(f"report      {write_report(found, together)}")
         return found
     check_launch()
     state = PartialState(cpu=device_type() == "cpu")
     folders = [folder_of(name, arguments) for name in arguments.model]
     if len(set(folders)) < len(folders):
         raise UserError("model: two models would write into one folder; rename or leave out one")
+    for folder in [*folders, *([together] if len(folders) > 1 else [])]:
+        check_writable(folder, "output_dir", elsewhere)
     written: list[Path] = []
     with work_begun(lambda: bool(written)):
         found = [
@@ -55,7 +61,7 @@ def run_evaluation(request: EvaluationRequest) -> list[Results]:
             for name, folder in zip(arguments.model, folders, strict=True)
         ]
     if state.is_main_process and len(found) > 1:
-        path = write_report(found, Path(arguments.output_dir or OUTPUT_DIR))
+        path = write_report(found, together)
         print(f"comparison  {path}", flush=True)
     state.destroy_process_group()
     return found

@@ -22,7 +22,7 @@ from tinystories_hf import onnx_export
 from tinystories_hf.card import CARD_FILE
 from tinystories_hf.errors import RunError, UserError
 from tinystories_hf.evaluation.stories import OUR_FILE
-from tinystories_hf.files import file_sha256, write_json
+from tinystories_hf.files import check_readable, check_writable, file_sha256, write_json
 from tinystories_hf.onnx_export import FOLDER, FP32, Q8, RECORD, WEIGHTS
 from tinystories_hf.page.libraries import (
     WASM,
@@ -68,13 +68,17 @@ def build_page(models: Mapping[str, Path], out: Path, dtype: Dtype = "q8") -> st
             libraries cannot be got.
     """
     _refuse_others(out)
+    for place in (out.parent, out):
+        check_writable(place, "out")
     for name, folder in models.items():
         check_export(name, folder, dtype)
     libraries = {library.name: fetch_library(library) for library in locked_libraries()}
     cdn = None in libraries.values()
     work = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(STATIC, work)
+    work.mkdir(parents=True)
+    for path in STATIC.iterdir():
+        shutil.copyfile(path, work / path.name)  # not its permissions: the package may be read-only
     index = (STATIC / "index.html").read_text(encoding="utf-8")
     (work / "index.html").write_text(index.replace("IMPORT_MAP", import_map(cdn)), encoding="utf-8")
     if not cdn:
@@ -100,6 +104,7 @@ def build_page(models: Mapping[str, Path], out: Path, dtype: Dtype = "q8") -> st
 
 def check_export(name: str, folder: Path, dtype: Dtype) -> None:
     """Raise a `UserError` where a model has no ONNX files, or files of other weights than its."""
+    check_readable(folder, name)
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{name}: {folder} is no model folder: it has no {WEIGHTS}")
     try:
@@ -122,7 +127,6 @@ def _refuse_others(out: Path) -> None:
         raise UserError(f"out: {out} holds something else; choose another folder")
     if out.exists() and not out.is_dir():
         raise UserError(f"out: {out} is a file; choose another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _add_libraries(folder: Path, cached: Mapping[str, Path | None]) -> None:
@@ -132,7 +136,7 @@ def _add_libraries(folder: Path, cached: Mapping[str, Path | None]) -> None:
         source = cached[library.name]
         assert source is not None  # for the type checker: a page without npm takes none
         for file in library.files:
-            shutil.copy2(source / file.to, folder)
+            shutil.copyfile(source / file.to, folder / file.to)
         _add_licence(library, folder)
 
 
@@ -161,7 +165,7 @@ def _add_model(work: Path, name: str, folder: Path, dtype: Dtype) -> SiteModel:
     names = [file for file in MODEL_FILES if (folder / file).is_file()]
     names.append(f"{FOLDER}/{DTYPES[dtype]}")
     for file in names:
-        shutil.copy2(folder / file, target / file)
+        shutil.copyfile(folder / file, target / file)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     record = json.loads((folder / FOLDER / RECORD).read_text(encoding="utf-8"))
     loss, source = _from_the_card(folder)

@@ -1,0 +1,162 @@
+"""Other people's files and folders: what cannot be read or written is said before any work."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import runpy
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.publishing import REPO
+from tinystories_hf import hub
+from tinystories_hf.arguments import Arguments
+from tinystories_hf.benchmark.run import parse_benchmark_arguments, run_benchmark
+from tinystories_hf.data import prepare
+from tinystories_hf.errors import UserError
+from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
+from tinystories_hf.evaluation.run import run_evaluation
+from tinystories_hf.generation import load_for_generation
+from tinystories_hf.onnx_export import export_onnx
+from tinystories_hf.page.build import build_page
+from tinystories_hf.run_directory import claimed
+from tinystories_hf.script_arguments import parse_push_arguments
+
+CAPABILITIES_VERSION = 0x20080522
+OVERRIDE_PERMISSIONS = 0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, for root alone
+
+
+@pytest.fixture(autouse=True)
+def as_a_user() -> Iterator[None]:
+    """Have permissions count for root, too: on Linux that is a property of the thread."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        yield
+        return
+    if sys.platform != "linux":
+        pytest.skip("root on a system without capabilities is refused nothing")
+    libc = ctypes.CDLL(None)
+    header, sets = (ctypes.c_uint32 * 2)(CAPABILITIES_VERSION, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    held = sets[0]
+    sets[0] = held & ~OVERRIDE_PERMISSIONS
+    assert libc.capset(header, sets) == 0
+    yield
+    sets[0] = held
+    assert libc.capset(header, sets) == 0
+
+
+def evaluate(*flags: str) -> None:
+    run_evaluation(parse_evaluation_arguments(["--dataset", "toy", *flags]))
+
+
+def push(run: Path) -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "push_to_hub.py"))
+    script["push_run"](parse_push_arguments(["--model", str(run), "--repo", REPO]))
+
+
+def claim(run: Path) -> None:
+    with claimed(run):
+        pass
+
+
+def benchmark(config: str, target: Path) -> None:
+    run_benchmark(parse_benchmark_arguments(["--config", config, "--json", str(target)]))
+
+
+TARGETS: dict[str, Callable[[Path, Path, str], object]] = {
+    "output_dir: a new run": lambda closed, _run, _config: claim(closed / "runs" / "xs"),
+    "output_dir: a run that is there": lambda closed, _run, _config: claim(closed / "run"),
+    "output_dir: an evaluated run": lambda closed, _run, _config: evaluate(
+        "--model", str(closed / "run"), "--suite", "loss"
+    ),
+    "output_dir: an evaluation": lambda closed, run, _config: evaluate(
+        "--model", str(run), "--output_dir", str(closed / "a")
+    ),
+    "output_dir: a report": lambda closed, run, _config: evaluate(
+        "--results", str(run / "eval_results.json"), "--output_dir", str(closed / "a")
+    ),
+    "model: an export": lambda closed, _run, _config: export_onnx(closed / "run"),
+    "model: a push": lambda closed, _run, _config: push(closed / "run"),
+    "out: a page": lambda closed, run, _config: build_page({"xs": run}, closed / "site"),
+    "json: a benchmark": lambda closed, _run, config: benchmark(config, closed / "a.json"),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_folder_that_cannot_be_written_is_named_before_any_work(
+    target: str, trained_run: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    closed = tmp_path / "closed"
+    shutil.copytree(trained_run, closed / "run", ignore=shutil.ignore_patterns("checkpoint-*"))
+    for folder in (closed / "run", closed):
+        folder.chmod(0o555)
+    before = sorted(tmp_path.rglob("*"))
+    try:
+        setting = target.partition(":")[0]
+        with pytest.raises(
+            UserError, match=rf"^{setting}: cannot write in .*: Permission denied; "
+        ):
+            TARGETS[target](closed, trained_run, str(tiny_config))
+        assert sorted(tmp_path.rglob("*")) == before
+    finally:
+        for folder in (closed, closed / "run"):
+            folder.chmod(0o755)
+
+
+def test_prepared_rows_that_cannot_be_written_are_refused_and_those_there_are_read(
+    tiny_arguments: Callable[..., Arguments], tmp_path: Path
+) -> None:
+    arguments = tiny_arguments()
+    path = prepare(arguments.data, arguments.model.vocab_size, quiet=True).path
+    path.parent.chmod(0o555)
+    try:
+        assert prepare(arguments.data, arguments.model.vocab_size, quiet=True).path == path
+        other = tiny_arguments("--toy_stories", "200")
+        with pytest.raises(
+            UserError, match=r"^prepared_dir: cannot write in .*: Permission denied"
+        ):
+            prepare(other.data, other.model.vocab_size, quiet=True)
+    finally:
+        path.parent.chmod(0o755)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "generate": lambda run: load_for_generation(str(run)),
+    "evaluate": lambda run: evaluate("--model", str(run), "--suite", "loss"),
+    "export": export_onnx,
+    "page": lambda run: build_page({"xs": run}, run.parent / "site"),
+    "push": lambda run: hub.describe_push(run, REPO),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "."])
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(
+    reader: str, name: str, run_dir: Path
+) -> None:
+    (run_dir / name).chmod(0)
+    try:
+        with pytest.raises(UserError, match="Permission denied") as refused:
+            READERS[reader](run_dir)
+        assert (run_dir / name).name in str(refused.value)
+        assert "convert" not in str(refused.value)
+    finally:
+        (run_dir / name).chmod(0o755)
+
+
+def test_umask_holds_for_every_file_of_a_run(
+    exported_run: Path, trained_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "new").touch()
+    expected = stat.S_IMODE((tmp_path / "new").stat().st_mode)
+    prepared = next(trained_run.parent.rglob("manifest.json")).parent
+    for folder in (trained_run, exported_run / "onnx", prepared):
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in files}
+        assert modes == dict.fromkeys(modes, expected)
