@@ -174,9 +174,7 @@ def word_calls(draw: random.Random) -> Iterator[Call]:
     while True:
         words.MOST_WORDS = draw.choice((4, 64, 1 << 18))
         words.UNKNOWN_AT_ONCE = draw.choice((1, 8, 1 << 14))
-        tokenize = words.StoryTokenizer(
-            SimpleNamespace(eos_token_id=0, backend_tokenizer=backend)  # type: ignore[arg-type]
-        )
+        tokenize = words.StoryTokenizer(SimpleNamespace(eos_token_id=0, backend_tokenizer=backend))
         if draw.random() < 0.3:
             tokenize._backend = Spelling()
         for _ in range(10):
