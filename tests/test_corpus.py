@@ -14,10 +14,13 @@ import pytest
 
 from tests.loopback_hub import LoopbackHub
 from tests.loopback_state import Repository
-from tinystories_hf import corpus
+from tinystories_hf import readers
 from tinystories_hf.arguments import Arguments
-from tinystories_hf.corpus import Split, hold_out, open_corpus, read_jsonl, read_parquet, read_text
+from tinystories_hf.corpus import open_corpus
 from tinystories_hf.errors import UserError
+from tinystories_hf.formats import SUFFIXES
+from tinystories_hf.readers import read_jsonl, read_text
+from tinystories_hf.tables import read_parquet
 from tinystories_hf.tokenizer import END_OF_TEXT
 
 Parse = Callable[..., Arguments]
@@ -37,7 +40,7 @@ def parquet(texts: Sequence[str | None]) -> bytes:
         ("A<|endoftext|>B<|endoftext|>", ["A", "B"]),
         ("A\n<|endoftext|>\nB", ["A", "B"]),
         ("A\r\nb\r\n<|endoftext|>\r\nC\r\n", ["A\nb", "C"]),
-        ("A\rb\r<|endoftext|>\r\r\nC\0<|endoftext", ["A\nb", "C\0<|endoftext"]),
+        ("A\rb\r<|endoftext|>\r\r\nC<|endoftext", ["A\nb", "C<|endoftext"]),
         ("A\u2028b\x85\x0bc\n<|endoftext|>", ["A\u2028b\x85\x0bc"]),
         ("\ufeffA\n<|endoftext|>\n", ["A"]),
         ("A\n<|endoftext|>\n\n<|endoftext|>\nB", ["A", "", "B"]),
@@ -51,7 +54,7 @@ def parquet(texts: Sequence[str | None]) -> bytes:
 def test_text_files_are_split_at_the_separator(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, stories: list[str], block: int
 ) -> None:
-    monkeypatch.setattr(corpus, "BLOCK", block)
+    monkeypatch.setattr(readers, "BLOCK", block)
     path = tmp_path / "s.txt"
     path.write_bytes(content.encode())
     assert list(read_text(path)) == stories
@@ -60,8 +63,8 @@ def test_text_files_are_split_at_the_separator(
 def test_a_text_that_never_ends_is_refused_before_it_fills_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "MAX_STORY_CHARACTERS", 1000)
-    monkeypatch.setattr(corpus, "BLOCK", 100)
+    monkeypatch.setattr(readers, "MAX_STORY_CHARACTERS", 1000)
+    monkeypatch.setattr(readers, "BLOCK", 100)
     path = tmp_path / "s.txt"
     path.write_text("word " * 1000)
     with pytest.raises(UserError, match=r"without <\|endoftext\|>"):
@@ -98,11 +101,11 @@ def test_a_parquet_file_that_lost_rows_is_refused(tmp_path: Path) -> None:
 def test_a_line_that_never_ends_is_refused_before_it_fills_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "MAX_STORY_CHARACTERS", 1000)
+    monkeypatch.setattr(readers, "MAX_STORY_CHARACTERS", 1000)
     path = tmp_path / "s.jsonl"
     path.write_text('{"text": "a"}\n[' + '{"text": "b"}, ' * 100)
     stories = read_jsonl(path, "text")
-    assert next(stories) == "a"
+    assert next(stories) == (1, "a")
     with pytest.raises(UserError, match="line 2 is too long"):
         next(stories)
 
@@ -133,7 +136,7 @@ def test_what_cannot_be_read_is_an_error_that_names_it(
 def test_a_file_that_vanishes_before_it_is_read_is_an_error_that_names_it(
     tiny_arguments: Parse, tmp_path: Path
 ) -> None:
-    for suffix in corpus.SUFFIXES:
+    for suffix in SUFFIXES:
         path = tmp_path / f"s{suffix}"
         path.write_bytes(b"")
         found = open_corpus(tiny_arguments("--dataset", str(path)).data)
@@ -234,19 +237,6 @@ def test_a_dataset_that_does_not_exist_is_an_error(
 ) -> None:
     with pytest.raises(UserError, match=message):
         open_corpus(tiny_arguments(*flags).data)
-
-
-def test_held_out_stories_are_a_seeded_share_and_copies_stay_together() -> None:
-    stories = [f"story {number % 4000}" for number in range(5000)]
-    whole = Split({}, lambda: iter(stories))
-    parts = hold_out(whole, 0.1, seed=1)
-    train, validation = list(parts.train.read()), list(parts.validation.read())
-    assert sorted(train + validation) == sorted(stories)
-    assert not set(train) & set(validation)
-    assert 0.08 < len(validation) / len(stories) < 0.12
-    again = hold_out(Split({}, lambda: iter(reversed(stories))), 0.1, seed=1)
-    assert set(again.validation.read()) == set(validation), "the order does not matter"
-    assert set(hold_out(whole, 0.1, seed=2).validation.read()) != set(validation)
 
 
 @pytest.fixture

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from tinystories_hf.packing import PackedRows, RowWriter, row_dtype
+from tinystories_hf.tokenizer import train_tokenizer
+from tinystories_hf.toy import toy_stories
+from tinystories_hf.words import StoryTokenizer
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -61,3 +64,14 @@ def test_rows_for_training_are_the_rows_on_disk_without_a_copy(
     assert len(PackedRows(dataset.select(range(7)))) == 7
     with pytest.raises(IndexError):
         rows[123]
+
+
+def test_tokenizing_ends_each_story_and_packing_adds_nothing(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(toy_stories(50), 300, 64)
+    stream = StoryTokenizer(tokenizer)(["A cat.", "", "A dog."])
+    assert np.count_nonzero(stream == tokenizer.eos_token_id) == 3
+    assert stream[-1] == tokenizer.eos_token_id
+    with RowWriter(tmp_path / "rows.arrow", 4, 300) as writer:
+        writer.write(stream)
+    rows = datasets.Dataset.from_file(str(tmp_path / "rows.arrow"))["input_ids"]
+    assert np.concatenate([np.array(rows).reshape(-1), writer.tail]).tolist() == stream.tolist()

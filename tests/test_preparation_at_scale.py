@@ -77,7 +77,7 @@ ASK = """
 import random, sys, time
 from tests.evaluation.test_memorization import generations
 from tinystories_hf.arguments import parse_arguments
-from tinystories_hf.corpus import read_text
+from tinystories_hf.readers import read_text
 from tinystories_hf.evaluation.memorization import compare
 from tinystories_hf.evaluation.training_index import training_index
 from pathlib import Path

@@ -31,6 +31,7 @@ BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 RUNNING = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
 SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 PAGE = (ROOT / "docs" / "page.md").read_text(encoding="utf-8")
 LAUNCHER_FLAGS = {
     **dict.fromkeys(("--config_file", "--num_processes", "--num_machines", "--machine_rank"), 1),
@@ -48,7 +49,7 @@ def commands(text: str) -> list[list[str]]:
 
 SCRIPT_COMMANDS = [
     words
-    for text in (README, RESULTS, BENCHMARKS, EVALUATION, RUNNING, SCALING, PAGE)
+    for text in (README, RESULTS, BENCHMARKS, EVALUATION, RUNNING, SCALING, DATA, PAGE)
     for words in commands(text)
     if any(word.startswith("scripts/") for word in words)
 ]

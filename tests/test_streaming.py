@@ -19,12 +19,12 @@ from tests.test_resuming import DROPOUT, AskToStop, continued, log_of, train_her
 from tests.test_training import losses, train_and_log
 from tinystories_hf.arguments import Arguments, parse_arguments
 from tinystories_hf.batch import plan_batch
-from tinystories_hf.corpus import Split
 from tinystories_hf.data import SplitManifest, StreamedSplit, describe, load_prepared, prepare
 from tinystories_hf.errors import RunError, Stopped, UserError
 from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
 from tinystories_hf.evaluation.reading import read_validation
 from tinystories_hf.run_directory import where_to_start
+from tinystories_hf.splits import Split
 from tinystories_hf.stopping import StopRequest
 from tinystories_hf.streaming import StreamedRows, shuffled
 from tinystories_hf.training import check_enough_rows, training_rows
@@ -55,7 +55,7 @@ def stream_of(
     """Return the rows of the corpus, or of other stories."""
     prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
     if read is not None:
-        prepared = replace(prepared, stream=Split({}, read))
+        prepared = replace(prepared, stream=Split({}, lambda _: read()))
     rows = training_rows(arguments, prepared)
     assert isinstance(rows, StreamedRows)
     return rows
@@ -211,7 +211,7 @@ def test_a_text_without_a_row_is_an_error_and_not_an_endless_loop(
 ) -> None:
     arguments = streaming("--drop_empty")
     prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
-    prepared = replace(prepared, stream=Split({}, lambda: iter(stories)))
+    prepared = replace(prepared, stream=Split({}, lambda _: iter(stories)))
     with pytest.raises(UserError, match="tokens for train, fewer than one row"):
         check_enough_rows(training_rows(arguments, prepared), plan_batch(arguments.training, 1))
     with pytest.raises(RunError, match=r"pass 1 had .* 0 rows;"):

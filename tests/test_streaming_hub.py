@@ -20,9 +20,11 @@ from tests.test_corpus import HUB_READ, parquet
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.corpus import open_corpus
 from tinystories_hf.errors import UserError
+from tinystories_hf.splits import Story
 
 Parse = Callable[..., Arguments]
 STREAMING = ("--streaming", "--max_steps", "1", "--dataset", "some/stories")
+SHARD = "data/train-00000-of-00002.parquet"
 STORIES = [f"Story {number}." for number in range(5)]
 
 
@@ -50,6 +52,9 @@ def stories(hub: LoopbackHub) -> LoopbackHub:
         (("--train_file", "train.txt", "--validation_file", "other.txt"), ""),
         (("--train_file", "train.jsonl", "--validation_file", "other.txt"), ""),
         (("--train_file", "train.parquet", "--validation_file", "other.txt"), ""),
+        (("--train_file", "data/train-*", "--validation_file", "o*.txt"), ""),
+        (("--train_file", SHARD, "--validation_file", "other.txt"), ""),
+        (("--train_file", "nothing-*"), "no file nothing-*"),
         (("--train_split", "nosuch"), "cannot read split nosuch"),
         (("--text_column", "story"), "no column 'story'"),
         (("--train_file", "nope.txt"), "no file nope.txt"),
@@ -70,9 +75,12 @@ def test_a_stream_has_the_stories_that_a_download_has(
         return
     assert code == 0, err
     _, train, validation = json.loads(out.splitlines()[-1])
-    assert (train, validation) == (STORIES, ["Other."])
+    alone = SHARD in flags
+    assert (train, validation) == (STORIES[:3] if alone else STORIES, ["Other."])
+    assert (f"{SHARD} is one shard of 2 and is read alone" in err) == alone
 
 
+FILES = ("--train_file", "train.txt", "--validation_file", "none.txt")
 LONG = [f"Story {number}. " + "Once upon a time there was a dog. " * 30 for number in range(24_000)]
 
 
@@ -90,27 +98,26 @@ def large(hub: LoopbackHub, client: list[float], monkeypatch: pytest.MonkeyPatch
     return hub
 
 
-def read_stories(parse: Parse, *flags: str) -> Iterator[str]:
-    places = ("--tokenizer", "made", "--validation_split", "null")
+def read_stories(parse: Parse, *flags: str) -> Iterator[Story]:
+    places = ("--tokenizer", "made")
     return open_corpus(parse(*STREAMING, *places, *flags).data).train.read()
 
 
-@pytest.mark.parametrize("flags", [(), ("--train_file", "train.txt")], ids=["split", "file"])
+@pytest.mark.parametrize("flags", [(), FILES], ids=["split", "file"])
 def test_the_first_stories_are_there_before_the_file_is(
     large: LoopbackHub, tiny_arguments: Parse, flags: tuple[str, ...]
 ) -> None:
-    flags = ("--validation_share", "1e-9", *flags)
     assert list(islice(read_stories(tiny_arguments, *flags), 100)) == LONG[:100]
     assert 0 < large.bytes_served < 12_000_000 < 24_000_000 < sum(map(len, LONG))
     assert list(read_stories(tiny_arguments, *flags)) == LONG
     assert large.bytes_served > 24_000_000, "the comparison can fail"
 
 
-@pytest.mark.parametrize("flags", [(), ("--train_file", "train.txt")], ids=["split", "file"])
+@pytest.mark.parametrize("flags", [(), FILES], ids=["split", "file"])
 def test_a_hub_that_goes_away_in_a_pass_ends_the_run_and_not_the_pass(
     large: LoopbackHub, tiny_arguments: Parse, flags: tuple[str, ...]
 ) -> None:
-    stories = read_stories(tiny_arguments, "--validation_share", "1e-9", *flags)
+    stories = read_stories(tiny_arguments, *flags)
     assert next(stories) == LONG[0]
     large.faults = [Fault(kind, status=503) for kind in ("file", "lfs-file") for _ in range(50)]
     with pytest.raises(UserError, match=r"could not reach .* for the dataset some/stories"):

@@ -6,6 +6,7 @@ without a default here must stand in the configuration: hyperparameters live in 
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -24,6 +25,10 @@ FLASH_REFUSED = (
     "Transformers' flash_attention_2 for GPT-Neo drops the window of the local layers, so that"
     " every position past it is wrong"
 )
+
+
+# What a shell and a plain YAML text leave as a backslash and a letter.
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "\\": "\\"}
 
 
 def _positive(owner: object, *names: str) -> None:
@@ -101,7 +106,9 @@ class DataArguments:
     """Where the stories and the tokenizer come from, and how stories become rows."""
 
     dataset: str = option(
-        "a dataset on the Hub, a .txt/.jsonl/.parquet file, a folder of such files, or `toy`"
+        "a dataset on the Hub, a file (.txt, .jsonl, .json, .csv, .parquet; but for the last, also"
+        " .gz, .zst, .bz2, .lz4), a folder of such files, a pattern such as 'data/*.txt', a folder"
+        " that datasets.save_to_disk has written, or `toy`"
     )
     tokenizer: str = option(
         "a tokenizer on the Hub, a folder, or `train` (a byte-level BPE of vocab_size entries)"
@@ -117,13 +124,19 @@ class DataArguments:
         belongs_to="dataset",
     )
     train_file: str | None = option(
-        "training file inside the Hub dataset or folder", None, belongs_to="dataset"
+        "training file inside the Hub dataset or folder, or a pattern such as 'data/train-*'",
+        None,
+        belongs_to="dataset",
     )
     validation_file: str | None = option(
-        "validation file inside the Hub dataset or folder", None, belongs_to="dataset"
+        "validation file inside the Hub dataset or folder, or a pattern", None, belongs_to="dataset"
     )
     text_column: str = option(
-        "column or key that holds the story in Hub, .jsonl and .parquet data", "text"
+        "column or key that holds the story, in all data but .txt; a.b is the field b of a", "text"
+    )
+    story_separator: str = option(
+        r"what divides the stories of a .txt file, such as '\n' (a story a line), '\n\n' or '</s>'",
+        "<|endoftext|>",
     )
     validation_share: float = option(
         "share of stories held out where the dataset has no validation of its own", 0.05
@@ -149,6 +162,7 @@ class DataArguments:
         "<|endoftext|>",
         belongs_to="tokenizer",
     )
+    drop_null: bool = option("leave out and count records whose text is null", False)
     drop_empty: bool = option("leave out stories without any text", False)
     repair_mojibake: bool = option("repair double-encoded quotes and dashes", False)
     drop_duplicates: bool = option("keep the first of stories that are equal to the letter", False)
@@ -174,6 +188,14 @@ class DataArguments:
             raise UserError(
                 f"validation_share must lie between 0 and 1, got {self.validation_share}"
             )
+        if not self.separator:
+            raise UserError("story_separator is empty; name what divides stories, such as '\\n'")
+
+    @property
+    def separator(self) -> str:
+        r"""Return what divides stories: `\n` typed as two characters is one; line ends are `\n`."""
+        typed = re.sub(r"\\([nrtf\\])", lambda found: _ESCAPES[found[1]], self.story_separator)
+        return typed.replace("\r\n", "\n").replace("\r", "\n")
 
 
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]
@@ -270,6 +292,14 @@ class HubArguments:
     hub_private_repo: bool = option("make the repository private if it is created", False)
     hub_strategy: Literal["end", "checkpoint-revisions"] = option(
         "checkpoint-revisions also publishes each checkpoint, as the branch step-N", "end"
+    )
+    license: str | None = option(
+        "licence of the weights, for the model card, as the Hub names it, such as mit",
+        None,
+        belongs_to="dataset",
+    )
+    language: list[str] = option(
+        "languages of the text, for the model card, such as en", [], belongs_to="dataset"
     )
     hub_overwrite: bool = option("replace a repository that holds something else", False)
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
 
 from tinystories_hf.arguments import DataArguments
+from tinystories_hf.splits import Story
 
 
 @dataclass
@@ -21,6 +22,7 @@ class CleaningCounts:
 
     stories_read: int = 0
     stories_kept: int = 0
+    dropped_null: int = 0
     empty_stories: int = 0
     dropped_empty: int = 0
     dropped_duplicates: int = 0
@@ -32,12 +34,13 @@ class CleaningCounts:
 
 def options(data: DataArguments) -> list[str]:
     """Return the names of the repairs that are asked for."""
-    names = ("drop_empty", "repair_mojibake", "drop_duplicates", "drop_validation_overlap")
+    also = ("drop_duplicates", "drop_validation_overlap")
+    names = ("drop_null", "drop_empty", "repair_mojibake", *also)
     return [name for name in names if getattr(data, name)]
 
 
 def clean(
-    stories: Iterable[str],
+    stories: Iterable[Story],
     data: DataArguments,
     counts: CleaningCounts,
     other_split: Set[bytes] = frozenset(),
@@ -50,6 +53,9 @@ def clean(
     remember = data.drop_duplicates or data.drop_validation_overlap
     for story in stories:
         counts.stories_read += 1
+        if story is None:
+            counts.dropped_null += 1
+            continue
         if not story.strip():
             counts.empty_stories += 1
             if data.drop_empty:

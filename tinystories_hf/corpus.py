@@ -1,65 +1,57 @@
-"""Text: where stories come from, and how to read them one by one.
+"""The corpus that the settings name: a dataset on the Hub, files, a folder, or the toy corpus.
 
-A corpus has a training and a validation split. It may be a dataset on the Hub, a file, a folder, or
-the embedded toy corpus. Reading streams: at no time is more than one block of text in memory.
+Reading streams: at no time is more than one block of text in memory.
 """
 
 from __future__ import annotations
 
-import codecs
-import fnmatch
+import functools
+import glob
 import hashlib
 import itertools
-import json
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tinystories_hf.arguments import DataArguments
 from tinystories_hf.errors import UserError, readable
 from tinystories_hf.files import file_sha256
-from tinystories_hf.parsing import brief, local_path
+from tinystories_hf.formats import KINDS, endings_of, files_of, format_of, is_saved
+from tinystories_hf.parsing import local_path
+from tinystories_hf.readers import read_stories
+from tinystories_hf.split_files import (
+    described_left,
+    find_splits,
+    in_order,
+    matching,
+    other_shards,
+    shard_of,
+    shown,
+    split_of,
+)
+from tinystories_hf.splits import Advance, Corpus, Split, Story, hold_out
+from tinystories_hf.tables import require_column, stories_of_records, texts_of
 from tinystories_hf.tokenizer import END_OF_TEXT
 
 if TYPE_CHECKING:
     from tinystories_hf.download import HubFile
 
 TOY = "toy"
-SUFFIXES = (".txt", ".jsonl", ".parquet")
-BLOCK = 1 << 20
-# A story has about 900 characters. So much text without a separator, or so many bytes of .jsonl in
-# a line, are no file of stories, and holding it all to find out would take the machine's memory.
-MAX_STORY_CHARACTERS = 64 << 20
-
-
-@dataclass(frozen=True)
-class Split:
-    """One part of a corpus.
-
-    `identity` is all that decides the stories (a commit, or the sha256 of a file); `read` starts
-    from the first story at each call; `total` counts `unit`s, for progress bars.
-    """
-
-    identity: dict[str, Any]
-    read: Callable[[], Iterator[str]]
-    total: int | None = None
-    unit: Literal["stories", "bytes"] = "stories"
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Stories to train on and stories to validate on."""
-
-    train: Split
-    validation: Split
+# The code that decides which stories a corpus has: part of the fingerprint of what is made of them.
+SOURCES = [
+    Path(__file__).with_name(f"{name}.py")
+    for name in ("corpus", "formats", "readers", "split_files", "splits", "tables")
+]
 
 
 def open_corpus(data: DataArguments) -> Corpus:
     """Find the corpus that the settings name; reads no story yet.
 
-    Where the dataset has no validation of its own, a seeded share of its stories is held out.
+    Where the dataset has no validation of its own, a seeded share of its stories is held out. What
+    a folder holds besides, and a shard that is read without the others, is named in a note.
 
     Raises:
         UserError: the file, folder, Hub dataset or one of its files does not exist or is of an
@@ -76,14 +68,13 @@ def _find_splits(data: DataArguments) -> tuple[Split, Split | None]:
         return _toy(data), None
     path = local_path("dataset", data.dataset)
     with readable("dataset", path):
-        if path.is_file():
-            if data.train_file is not None:
-                raise UserError(f"train_file: {path} is a file itself; give the folder instead")
-            other = None if data.validation_file is None else [Path(data.validation_file)]
-            return _local_files([path], data), _local_files(other, data) if other else None
+        if path.is_file() or is_saved(path):
+            return _files(data, [path])
         if path.is_dir():
             return _folder(path, data)
-    looks_local = data.dataset.startswith((".", "/", "~")) or path.suffix in SUFFIXES
+        if glob.has_magic(data.dataset):
+            return _pattern(path, data)
+    looks_local = data.dataset.startswith((".", "/", "~")) or endings_of(path.name)
     if looks_local or data.dataset.count("/") != 1:
         raise UserError(
             f"dataset: {data.dataset} is not there; give a file or folder that exists,"
@@ -95,45 +86,166 @@ def _find_splits(data: DataArguments) -> tuple[Split, Split | None]:
 def _toy(data: DataArguments) -> Split:
     from tinystories_hf import toy
 
+    def stories(advance: Advance) -> Iterator[Story]:
+        for story in toy.toy_stories(data.toy_stories, data.toy_seed):
+            advance(1)
+            yield story
+
     code = hashlib.sha256(Path(toy.__file__).read_bytes()).hexdigest()
-    return Split(
-        {"toy": {"stories": data.toy_stories, "seed": data.toy_seed, "code_sha256": code}},
-        lambda: toy.toy_stories(data.toy_stories, data.toy_seed),
-        data.toy_stories,
-    )
+    identity = {"toy": {"stories": data.toy_stories, "seed": data.toy_seed, "code_sha256": code}}
+    return Split(identity, stories, data.toy_stories)
+
+
+def _files(data: DataArguments, train: list[Path]) -> tuple[Split, Split | None]:
+    """Return the splits of files that `dataset` names itself."""
+    if data.train_file is not None:
+        raise UserError(f"train_file: {data.dataset} names files itself; give the folder instead")
+    validation = None
+    if data.validation_file is not None:
+        place = local_path("validation_file", data.validation_file)
+        validation = _named("validation_file", Path(), str(place))
+    return _splits(data, train, validation)
+
+
+def _pattern(pattern: Path, data: DataArguments) -> tuple[Split, Split | None]:
+    """Return the splits among the files that match: all are training unless a name says more."""
+    paths = [Path(name) for name in in_order(glob.glob(str(pattern), recursive=True))]  # noqa: PTH207
+    paths = [path for path in paths if path.is_file() or is_saved(path)]
+    if not paths:
+        raise UserError(f"dataset: no file matches {data.dataset}")
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    names = {_name(root, path): path for path in paths}
+    if data.train_file is not None or {split_of(name) for name in names} <= {None, "train"}:
+        return _files(data, paths)
+    validation = data.validation_file
+    chosen = None if validation is None else _named("validation_file", Path(), validation)
+    found = find_splits(data.dataset, list(names), None, None if chosen is None else [])
+    _say_left(data.dataset, found.left)
+    train = [names[name] for name in found.train]
+    return _splits(data, train, chosen or [names[name] for name in found.validation])
 
 
 def _folder(folder: Path, data: DataArguments) -> tuple[Split, Split | None]:
-    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
-    train = _pick(folder, files, "train_file", data.train_file, ("train",))
-    validation = _pick(
-        folder, files, "validation_file", data.validation_file, ("valid", "validation", "val")
-    )
-    if not train:
-        listed = ", ".join(path.name for path in files) or "none"
-        raise UserError(
-            f"dataset: no file in {folder} has `train` in its name; name one with train_file"
-            f" ({', '.join(SUFFIXES)} files there: {listed})"
+    chosen = {
+        key: None if pattern is None else _named(key, folder, pattern)
+        for key, pattern in (
+            ("train_file", data.train_file),
+            ("validation_file", data.validation_file),
         )
+    }
+    train, validation = chosen["train_file"], chosen["validation_file"]
+    if train is None or validation is None:
+        names = [_name(folder, path) for path in _all_files(folder)]
+        own = [[_name(folder, p) for p in paths] if paths else None for paths in chosen.values()]
+        found = find_splits(str(folder), names, *own)
+        _say_left(str(folder), found.left)
+        train = train or [folder / name for name in found.train]
+        validation = validation or [folder / name for name in found.validation]
+    return _splits(data, train, validation)
+
+
+def _all_files(folder: Path) -> Iterator[Path]:
+    """Yield the files and saved datasets of a folder and of those in it, but for what is hidden."""
+
+    def unreadable(error: OSError) -> None:
+        if error.filename == str(folder):  # one inside it, such as lost+found, is not asked for
+            raise error
+
+    for place, folders, names in os.walk(folder, onerror=unreadable):
+        here = Path(place)
+        yield from (here / name for name in names if not name.startswith("."))
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        saved = [name for name in folders if is_saved(here / name)]
+        yield from (here / name for name in saved)
+        folders[:] = [name for name in folders if name not in saved]
+
+
+def _name(folder: Path, path: Path) -> str:
+    """Return the name of a file inside a folder, that of a saved dataset with a `/` at its end."""
+    name = path.relative_to(folder) if path.is_relative_to(folder) else path
+    return name.as_posix() + ("/" if path.is_dir() else "")
+
+
+def _named(key: str, folder: Path, name: str) -> list[Path]:
+    """Return the files that a setting names, or that match its pattern."""
+    path = folder / name
+    if path.exists():
+        return [path]
+    # Path.glob takes no pattern that begins at the root.
+    found = [folder / match for match in glob.glob(name, root_dir=folder, recursive=True)]  # noqa: PTH207
+    found = [path for path in found if path.is_file() or is_saved(path)]
+    if not found:
+        raise UserError(f"{key}: no file {name} in {folder}")
+    return [Path(path) for path in in_order(map(str, found))]
+
+
+def _splits(
+    data: DataArguments, train: list[Path], validation: list[Path] | None
+) -> tuple[Split, Split | None]:
+    for paths in (train, validation or []):
+        if len(paths) == 1 and paths[0].is_file():
+            beside = [path.name for path in paths[0].parent.iterdir() if format_of(path.name)]
+            _say_alone(paths[0].name, other_shards(paths[0].name, beside))
     return _local_files(train, data), _local_files(validation, data) if validation else None
 
 
-def _pick(
-    folder: Path, files: list[Path], key: str, chosen: str | None, words: tuple[str, ...]
-) -> list[Path]:
-    """Return the files of a split: the chosen one, else those with one of the words in the name."""
-    if chosen is not None:
-        matching = [path for path in folder.iterdir() if fnmatch.fnmatch(path.name, chosen)]
-        if not matching:
-            raise UserError(f"{key}: no file {chosen} in {folder}")
-        return sorted(matching)
-    found = [p for p in files if set(words) & set(re.split(r"[^a-z]+", p.stem.lower()))]
-    if len({re.sub(r"-\d+-of-\d+$", "", path.stem) for path in found}) > 1:
-        raise UserError(
-            f"dataset: several files in {folder} could be meant"
-            f" ({', '.join(path.name for path in found)}); choose with {key}"
-        )
-    return found
+def _say_alone(name: str, others: list[str]) -> None:
+    count = shard_of(name).count
+    if others or (count or 1) > 1:
+        rest = f"; beside it are {shown(others)}" if others else ""
+        of = f" of {count}" if count else ""
+        _say(f"{name} is one shard{of} and is read alone{rest}; a pattern names several")
+
+
+def _say_left(where: str, names: list[str]) -> None:
+    if names:
+        _say(f"not read in {where}: {described_left(names)}")
+
+
+@functools.cache
+def _say(note: str) -> None:
+    """Print a note, once, in the first of several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {note}", file=sys.stderr, flush=True)
+
+
+def _local_files(paths: list[Path], data: DataArguments) -> Split:
+    files: list[dict[str, Any]] = []
+    for path in paths:
+        with readable("dataset", path):
+            saved = is_saved(path)
+            if not saved and not path.is_file():
+                raise UserError(f"dataset: there is no file {path}")
+            if not saved and not format_of(path.name):
+                raise UserError(f"dataset: {path} is none of {KINDS}")
+            for file in files_of(path):
+                name = f"{path.name}/{file.name}" if saved else file.name
+                size = file.stat().st_size
+                files.append({"name": name, "bytes": size, "sha256": file_sha256(file)})
+    size = sum(file["bytes"] for file in files)
+    text = all(_is_text(path) for path in paths)
+    return Split(
+        {"files": files, "column": None if text else data.text_column, **_divided(data)},
+        lambda advance: _read_all(paths, data, advance),
+        size,
+        "bytes",
+        size if text else 0,
+    )
+
+
+def _read_all(
+    paths: Iterable[Path | HubFile], data: DataArguments, advance: Advance
+) -> Iterator[Story]:
+    return itertools.chain.from_iterable(read_stories(path, data, advance) for path in paths)
+
+
+def _is_text(path: Path | str) -> bool:
+    return endings_of(Path(path).name).lower().startswith(".txt")
+
+
+def _divided(data: DataArguments) -> dict[str, str]:
+    """Return the separator as a part of the identity where it is not the usual one."""
+    return {"separator": data.separator} if data.separator != END_OF_TEXT else {}
 
 
 def _hub(data: DataArguments) -> tuple[Split, Split | None]:
@@ -146,8 +258,8 @@ def _hub(data: DataArguments) -> tuple[Split, Split | None]:
     if data.train_file is not None:
         validation = data.validation_file
         return (
-            _hub_file(data, commit, data.train_file),
-            None if validation is None else _hub_file(data, commit, validation),
+            _hub_files(data, commit, data.train_file),
+            None if validation is None else _hub_files(data, commit, validation),
         )
     if data.validation_file is not None:
         raise UserError("validation_file: also name the train_file of the Hub dataset")
@@ -158,25 +270,33 @@ def _hub(data: DataArguments) -> tuple[Split, Split | None]:
     )
 
 
-def _hub_file(data: DataArguments, commit: str, name: str) -> Split:
-    def read() -> Iterator[str]:
-        from tinystories_hf.download import HubFile, download_files, resolve_commit
+def _hub_files(data: DataArguments, commit: str, pattern: str) -> Split:
+    """Describe the file of a Hub dataset, or those that match a pattern."""
 
-        resolve_commit(data.dataset, "dataset", commit)
+    def stories(advance: Advance) -> Iterator[Story]:
+        from tinystories_hf.download import HubFile, download_files, list_files
+
+        there = list_files(data.dataset, commit)
+        names = matching(pattern, there)
+        if not names:
+            raise UserError(f"dataset: {data.dataset} has no file {pattern} at {commit}")
+        if len(names) == 1:
+            _say_alone(names[0], other_shards(names[0], filter(format_of, there)))
         if data.streaming:
-            return _read_file(HubFile(data.dataset, commit, name), data.text_column)
-        path = download_files(data.dataset, "dataset", commit, [name]) / name
-        if not path.is_file():
-            raise UserError(f"dataset: {data.dataset} has no file {name} at {commit}")
-        return _read_file(path, data.text_column)
+            files = [HubFile(data.dataset, commit, name) for name in names]
+            return _read_all(files, data, advance)
+        folder = download_files(data.dataset, "dataset", commit, [glob.escape(n) for n in names])
+        return _read_all([folder / name for name in names], data, advance)
 
-    if Path(name).suffix not in SUFFIXES:
-        raise UserError(f"dataset: {name} is none of {', '.join(SUFFIXES)}")
-    return Split({"hub": data.dataset, "commit": commit, "file": name}, read)
+    if not format_of(pattern) and not glob.has_magic(pattern):
+        raise UserError(f"dataset: {pattern} is none of {KINDS}")
+    identity = {"hub": data.dataset, "commit": commit, "file": pattern}
+    column = {} if _is_text(pattern) else {"column": data.text_column}
+    return Split({**identity, **column, **_divided(data)}, stories, unit="bytes")
 
 
 def _hub_split(data: DataArguments, commit: str, split: str) -> Split:
-    def read() -> Iterator[str]:
+    def stories(advance: Advance) -> Iterator[Story]:
         import datasets
 
         from tinystories_hf.download import explain, resolve_commit
@@ -194,203 +314,21 @@ def _hub_split(data: DataArguments, commit: str, split: str) -> Split:
             ) from error
         except Exception as error:  # whatever a client throws when the network fails
             raise explain(error, data.dataset, "dataset", commit) from error
-        require_column(data.dataset, data.text_column, names)
-        table = rows.select_columns([data.text_column]).with_format("arrow")
+        column = data.text_column
+        require_column(data.dataset, column, names)
+        column = column if column in names else column.split(".")[0]
+        table = rows.select_columns([column]).with_format("arrow")
 
-        def records() -> Iterator[str | None]:
+        def records() -> Iterator[object]:
             try:
                 for block in table.iter(1000):
-                    yield from block[data.text_column].to_pylist()
+                    yield from texts_of(data.dataset, block, data.text_column)
+                    advance(len(block))
             except Exception as error:
                 raise explain(error, data.dataset, "dataset", commit) from error
 
-        return stories_of_records(data.dataset, records())
+        where = f"{data.dataset}: record"
+        return stories_of_records(where, enumerate(records(), start=1), data.drop_null)
 
     identity = {"hub": data.dataset, "commit": commit, "split": split, "column": data.text_column}
-    return Split(identity, read)
-
-
-def _local_files(paths: list[Path], data: DataArguments) -> Split:
-    files: list[dict[str, Any]] = []
-    for path in paths:
-        with readable("dataset", path):
-            if not path.is_file():
-                raise UserError(f"dataset: there is no file {path}")
-            if path.suffix not in SUFFIXES:
-                raise UserError(f"dataset: {path} is none of {', '.join(SUFFIXES)}")
-            size = path.stat().st_size
-            files.append({"name": path.name, "bytes": size, "sha256": file_sha256(path)})
-    text = all(path.suffix == ".txt" for path in paths)
-    return Split(
-        {"files": files, "column": None if text else data.text_column},
-        lambda: itertools.chain.from_iterable(_read_file(path, data.text_column) for path in paths),
-        sum(file["bytes"] for file in files) if text else None,
-        "bytes" if text else "stories",
-    )
-
-
-def hold_out(split: Split, share: float, seed: int) -> Corpus:
-    """Part one split in two by a keyed hash of each story's text.
-
-    The same stories are held out whatever their order, and equal stories always fall on the same
-    side, so that no copy of a validation story is trained on.
-    """
-    key = seed.to_bytes(16, "little", signed=True)
-    bound = int(share * 2**64)
-
-    def held(story: str) -> bool:
-        digest = hashlib.blake2b(story.encode(), digest_size=8, key=key).digest()
-        return int.from_bytes(digest, "little") < bound
-
-    identity = {**split.identity, "held_out_share": share, "held_out_seed": seed}
-
-    def part(name: str, wanted: bool) -> Split:
-        return Split(
-            {**identity, "part": name},
-            lambda: (story for story in split.read() if held(story) == wanted),
-            split.total,
-            split.unit,
-        )
-
-    return Corpus(part("train", False), part("validation", True))
-
-
-def _read_file(path: Path | HubFile, text_column: str) -> Iterator[str]:
-    with readable("dataset", path):
-        if path.suffix == ".txt":
-            yield from read_text(path)
-        else:
-            records = read_jsonl if path.suffix == ".jsonl" else read_parquet
-            yield from stories_of_records(str(path), records(path, text_column))
-
-
-def read_text(path: Path | HubFile) -> Iterator[str]:
-    r"""Yield the stories of a text file, separated by `<|endoftext|>` on its own line or inline.
-
-    The newlines next to a separator belong to the layout, not to the story; what follows the last
-    separator is a story unless it is blank. Line ends `\r\n` and `\r` read as `\n`; a byte-order
-    mark is skipped.
-
-    Raises:
-        UserError: the file is not UTF-8, or 64 million characters hold no separator.
-    """
-    rest, mark = "", "\ufeff"  # "utf-8-sig" would take the first byte of a mark for an empty file
-    with path.open(encoding="utf-8", newline=None) as stream:
-        while True:
-            try:
-                block = stream.read(BLOCK)
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path} is not UTF-8 ({error.reason}, byte {_first_bad_byte(path)});"
-                    " convert it first, for instance with iconv"
-                ) from None
-            if not block:
-                break
-            block, mark = block.removeprefix(mark), ""
-            *stories, rest = (rest + block).split(END_OF_TEXT)
-            for story in stories:
-                yield story.strip("\n")
-            if len(rest) > MAX_STORY_CHARACTERS:
-                raise UserError(
-                    f"{path} has over {MAX_STORY_CHARACTERS >> 20} million characters without"
-                    f" {END_OF_TEXT}; put that line after each story, or use .jsonl"
-                )
-    if rest.strip():
-        yield rest.strip("\n")
-
-
-def _first_bad_byte(path: Path | HubFile) -> int:
-    """Return the offset of the first byte that is not UTF-8."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    read = 0
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK):
-            pending = len(decoder.getstate()[0])
-            try:
-                decoder.decode(block)
-            except UnicodeDecodeError as error:
-                return read - pending + error.start
-            read += len(block)
-    return read - len(decoder.getstate()[0])
-
-
-def read_jsonl(path: Path | HubFile, text_column: str) -> Iterator[str]:
-    """Yield the text of each JSON line; blank lines are skipped.
-
-    Raises:
-        UserError: a line is not UTF-8, not a JSON object, has no text under `text_column`, or has
-            over 64 million bytes.
-    """
-    with path.open("rb") as stream:
-        lines = iter(lambda: stream.readline(MAX_STORY_CHARACTERS), b"")
-        for number, line in enumerate(lines, start=1):
-            where = f"{path}, line {number}"
-            if len(line) == MAX_STORY_CHARACTERS:
-                raise UserError(f"{where} is too long; give each story a line of its own")
-            if not line.removeprefix(codecs.BOM_UTF8).strip():
-                continue
-            try:
-                record = json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{where} is not JSON in UTF-8: {error}") from None
-            if not isinstance(record, dict):
-                raise UserError(f"{where} is not a JSON object")
-            require_column(where, text_column, list(record))
-            yield require_text(where, record[text_column])
-
-
-def read_parquet(path: Path | HubFile, text_column: str) -> Iterator[str | None]:
-    """Yield the text of each row of a Parquet file.
-
-    Raises:
-        UserError: not a Parquet file, a damaged one, or it has no `text_column`.
-    """
-    import pyarrow
-    from pyarrow import parquet
-
-    rows = 0
-    try:
-        source = path if isinstance(path, Path) else path.open("rb")
-        with parquet.ParquetFile(source) as table:
-            require_column(str(path), text_column, table.schema_arrow.names)
-            for batch in table.iter_batches(batch_size=1000, columns=[text_column]):
-                yield from batch.column(text_column).to_pylist()
-                rows += len(batch)
-            if rows != table.metadata.num_rows:  # a damaged page may be left out without a word
-                raise OSError(f"{rows} of its {table.metadata.num_rows} rows can be read")
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:
-        raise UserError(f"{path} is not a Parquet file, or damaged: {error}") from None
-
-
-def require_column(where: str, text_column: str, columns: list[str]) -> None:
-    """Raise a `UserError` unless the column is there."""
-    if text_column not in columns:
-        raise UserError(
-            f"{where} has no column {text_column!r}; name the one that holds the story with"
-            f" text_column (there: {', '.join(map(str, columns)) or 'none'})"
-        )
-
-
-def require_text(where: str, value: object) -> str:
-    """Return a value that is text, or raise a `UserError`."""
-    if not isinstance(value, str):
-        raise UserError(f"{where} holds {brief(value)} where text belongs")
-    try:
-        value.encode()
-        return value
-    except UnicodeEncodeError as error:  # JSON can spell half of a pair of surrogates
-        half = value[error.start]
-        raise UserError(f"{where} holds {half!a} at character {error.start}: no text") from None
-
-
-def stories_of_records(where: str, records: Iterable[str | None]) -> Iterator[str]:
-    """Yield the stories of records; one with a separator in its text holds several.
-
-    Raises:
-        UserError: a record holds no text.
-    """
-    for number, record in enumerate(records, start=1):
-        *stories, rest = require_text(f"{where}: record {number}", record).split(END_OF_TEXT)
-        yield from (story.strip("\n") for story in stories)
-        if not stories or rest.strip():
-            yield rest.strip("\n") if stories else rest
+    return Split(identity, stories)

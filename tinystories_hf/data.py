@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -29,11 +29,11 @@ from tinystories_hf import cleaning, corpus, packing, words
 from tinystories_hf import tokenizer as tokenizing
 from tinystories_hf.arguments import DataArguments
 from tinystories_hf.cleaning import CleaningCounts, story_digest
-from tinystories_hf.corpus import Corpus, Split
 from tinystories_hf.errors import UserError, readable
 from tinystories_hf.files import appearing, free_bytes, telling_a_full_disk
 from tinystories_hf.packing import RowWriter, row_dtype
 from tinystories_hf.parsing import local_path
+from tinystories_hf.splits import Corpus, Split, no_stories, stories_with_progress
 from tinystories_hf.words import StoryTokenizer
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class SplitManifest:
     source: dict[str, Any]
     stories_read: int
     stories_kept: int
+    dropped_null: int
     empty_stories: int
     dropped_empty: int
     dropped_duplicates: int
@@ -166,7 +167,10 @@ def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> Pre
         with telling_a_full_disk(folder, "preparing"), new as work:
             if work is not None:
                 if tokenizer is None:
-                    stories = stories_with_progress(found.train, "training the tokenizer", quiet)
+                    if not any(story and story.strip() for story in found.train.read()):
+                        raise no_stories(data.dataset, "train", found.train)
+                    seen = stories_with_progress(found.train, "training the tokenizer", quiet)
+                    stories = (story for story in seen if story is not None)
                     tokenizer = tokenizing.train_tokenizer(
                         stories, vocab_size, data.context_length, data.eos_token
                     )
@@ -177,9 +181,9 @@ def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> Pre
 
 def check_space(folder: Path, found: Corpus) -> None:
     """Raise a `UserError` where the rows of a text can be seen not to fit on the disk."""
-    # Two bytes for a token, which stands for four to five characters of English.
-    known = found.train.total if found.train.unit == "bytes" else None
-    needed = (known or 0) // 2
+    # Two bytes for a token, which stands for four to five characters of English. Compressed, it has
+    # fewer bytes: then what is needed is more.
+    needed = found.train.text_bytes // 2
     free = free_bytes(folder)
     if free < needed:
         raise UserError(
@@ -268,8 +272,8 @@ def _fingerprint(
     vocab_size: int,
 ) -> str:
     """Return a name for exactly this preparation: any other input gives another name."""
-    modules = (cleaning, corpus, packing, tokenizing, words)
-    sources = [Path(module.__file__ or "") for module in modules]
+    modules = (cleaning, packing, tokenizing, words)
+    sources = [*corpus.SOURCES, *(Path(module.__file__ or "") for module in modules)]
     sources.append(Path(tokenizing.__file__).with_name("story_tokenizer.py"))
     sources.append(Path(words.__file__).with_suffix(".cpp"))
     code = [path.read_bytes() for path in (*sources, Path(__file__))]
@@ -365,7 +369,7 @@ def _write_split(
             see(batch)
             writer.write(tokenize(batch))
     if not counts.stories_kept:
-        raise UserError(f"dataset: {data.dataset} has no stories for {name}; is it the right one?")
+        raise no_stories(data.dataset, name, split)
     if not writer.rows:
         raise UserError(
             f"dataset: {data.dataset} has {writer.tokens_in} tokens for {name}, fewer than one row"
@@ -385,20 +389,3 @@ def _write_split(
         file_bytes=_arrow(work, name).stat().st_size,
         tail=writer.tail.tolist(),
     )
-
-
-def stories_with_progress(split: Split, what: str, quiet: bool) -> Iterator[str]:
-    """Yield the stories under a progress bar that shows only where a person looks on."""
-    from tqdm.auto import tqdm
-
-    bar = tqdm(
-        total=split.total,
-        unit="B" if split.unit == "bytes" else " stories",
-        unit_scale=True,
-        desc=what,
-        disable=True if quiet else None,
-    )
-    with bar:
-        for story in split.read():
-            bar.update(len(story) + len(tokenizing.END_OF_TEXT) + 2 if split.unit == "bytes" else 1)
-            yield story

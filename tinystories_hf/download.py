@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import huggingface_hub
 from huggingface_hub import constants, errors
@@ -33,18 +33,33 @@ def resolve_commit(repo_id: str, kind: Kind, revision: str | None) -> str:
     Raises:
         UserError: no such repository or revision, or the Hub cannot be reached.
     """
+    return _look_up(repo_id, kind, revision)[0]
+
+
+def list_files(repo_id: str, commit: str) -> list[str]:
+    """Return the names of the files of a dataset, by the same request.
+
+    Raises:
+        UserError: as `resolve_commit`.
+    """
+    return _look_up(repo_id, "dataset", commit)[1]
+
+
+def _look_up(repo_id: str, kind: Kind, revision: str | None) -> tuple[str, list[str]]:
+    """Return a commit and the names of its files; offline, of those in the cache."""
     try:
         if constants.HF_HUB_OFFLINE:
             path = huggingface_hub.snapshot_download(
                 repo_id, repo_type=_repo_type(kind), revision=revision, local_files_only=True
             )
-            return Path(path).name
+            files = [file for file in Path(path).rglob("*") if file.is_file()]
+            return Path(path).name, [file.relative_to(path).as_posix() for file in files]
         info = huggingface_hub.HfApi().repo_info(
             repo_id, repo_type=_repo_type(kind), revision=revision, timeout=TIMEOUT_SECONDS
         )
     except Exception as error:
         raise explain(error, repo_id, kind, revision) from error
-    return str(info.sha)
+    return str(info.sha), [file.rfilename for file in getattr(info, "siblings", None) or []]
 
 
 def download_files(repo_id: str, kind: Kind, revision: str | None, patterns: list[str]) -> Path:
@@ -65,7 +80,7 @@ def download_files(repo_id: str, kind: Kind, revision: str | None, patterns: lis
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a dataset on the Hub, read over the network as if it lay here: `open`, `suffix`.
+    """A file of a dataset on the Hub, read over the network as if it lay here: `open`, `name`.
 
     It is asked for in ranges of some megabytes and never lies on the disk.
     """
@@ -77,24 +92,14 @@ class HubFile:
     def __str__(self) -> str:
         return f"{self.name} of {self.repo_id}"
 
-    @property
-    def suffix(self) -> str:
-        """Return the ending of the name, as a path does."""
-        return Path(self.name).suffix
-
-    def open(
-        self, mode: str = "r", encoding: str | None = None, newline: str | None = None
-    ) -> IO[Any]:
-        """Open the file for reading, as `Path.open`.
+    def open(self, mode: Literal["rb"]) -> io.BufferedReader:  # noqa: ARG002
+        """Open the file for reading bytes, as `Path.open`.
 
         Raises:
             UserError: there is no such file, or the Hub cannot be reached; the latter also from
                 each reading after that.
         """
-        binary = io.BufferedReader(_Ranges(self), READ_BYTES)
-        if mode == "rb":
-            return binary
-        return io.TextIOWrapper(binary, encoding=encoding, newline=newline)
+        return io.BufferedReader(_Ranges(self), READ_BYTES)
 
     @contextmanager
     def explained(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""From stories to rows: ids with an EOS after each story, cut into rows, written as they come."""
+"""From token ids to rows: one stream, with the EOS that tokenizing put in, is cut as it comes."""
 
 from __future__ import annotations
 

@@ -31,10 +31,10 @@ import numpy as np
 from torch.utils.data import IterableDataset
 
 from tinystories_hf.cleaning import CleaningCounts, clean
-from tinystories_hf.corpus import Split
 from tinystories_hf.data import STORIES_PER_BATCH
 from tinystories_hf.errors import RunError, UserError
 from tinystories_hf.packing import row_dtype
+from tinystories_hf.splits import Split
 from tinystories_hf.stopping import HOW_TO_GO_ON
 from tinystories_hf.words import StoryTokenizer
 

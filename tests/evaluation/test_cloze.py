@@ -11,7 +11,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GPTNeoConfig, PreTrainedTokenizerFast
 
 from tests.conftest import ROOT
-from tinystories_hf.corpus import read_text
 from tinystories_hf.evaluation.cloze import (
     ClozeItem,
     cloze_accuracy,
@@ -21,6 +20,7 @@ from tinystories_hf.evaluation.cloze import (
 )
 from tinystories_hf.evaluation.ngrams import words_of
 from tinystories_hf.modeling import GPTNeoForCausalLM
+from tinystories_hf.readers import read_text
 from tinystories_hf.tokenizer import train_tokenizer
 from tinystories_hf.toy import toy_stories
 

@@ -14,13 +14,14 @@ import pytest
 from tests.conftest import TINY_CONFIG
 from tests.forked import leave_memory, run_forked
 from tinystories_hf.arguments import DataArguments, parse_arguments
-from tinystories_hf.corpus import Split, read_text
 from tinystories_hf.errors import UserError
 from tinystories_hf.evaluation.memorization import compare, draw_stories
 from tinystories_hf.evaluation.ngrams import kgrams, rouge_precision, words_of
 from tinystories_hf.evaluation.reading import stands_in
 from tinystories_hf.evaluation.subject import Subject, load_subject
 from tinystories_hf.evaluation.training_index import TrainingIndex, training_index, write_index
+from tinystories_hf.readers import read_text
+from tinystories_hf.splits import Split
 from tinystories_hf.toy import toy_stories
 
 INDEX_FILES = ("manifest.json", "words.raw", "starts.npy", "vocabulary.txt")
@@ -29,7 +30,7 @@ Damage = Callable[[Path], object]
 
 def index_of(stories: Sequence[str], folder: Path) -> TrainingIndex:
     folder.mkdir()
-    write_index(folder, stories, Split({}, lambda: iter(stories)), [])
+    write_index(folder, stories, Split({}, lambda _: iter(stories)), [])
     return TrainingIndex(folder)
 
 

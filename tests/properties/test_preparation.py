@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from tests.properties.drawing import holds_for
 from tests.properties.test_readers import data_of, written
-from tinystories_hf import corpus, packing, words
 from tinystories_hf import data as data_module
-from tinystories_hf.corpus import SUFFIXES
+from tinystories_hf import packing, readers, words
 from tinystories_hf.data import prepare, token_stream
 from tinystories_hf.errors import UserError
+from tinystories_hf.formats import SUFFIXES
 from tinystories_hf.tokenizer import END_OF_TEXT, train_tokenizer
 from tinystories_hf.toy import toy_stories
 from tinystories_hf.words import StoryTokenizer
@@ -87,8 +87,8 @@ def test_words_looked_up_are_the_tokenizers_own_and_spell_the_text(
     assert spelled == "".join(story + END_OF_TEXT for story in stories)
 
 
-# A text file lays line ends of its own around each story, and knows one kind.
-lines = texts.map(lambda text: text.replace("\r", "").strip("\n"))
+# A text file lays line ends of its own around each story, knows one kind, and holds no NUL.
+lines = texts.map(lambda text: text.replace("\r", "").replace("\0", "").strip("\n"))
 lines = lines.filter(lambda text: END_OF_TEXT not in text)
 
 
@@ -136,7 +136,7 @@ def test_every_token_is_in_a_row_or_counted_as_dropped(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data_module, "STORIES_PER_BATCH", batch)
         patch.setattr(packing.RowWriter, "TOKENS_PER_BLOCK", block)
-        patch.setattr(corpus, "BLOCK", block)
+        patch.setattr(readers, "BLOCK", block)
         tokens = {
             name: sum(len(TRAINED(story).input_ids) + 1 for story in kept)
             for name, kept in kept_of(parts, cleaning).items()

@@ -6,6 +6,7 @@ bytes where the package reads text.
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
@@ -20,14 +21,17 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from tests.properties.drawing import holds_for
-from tinystories_hf import corpus
+from tinystories_hf import readers
 from tinystories_hf.arguments import DataArguments
 from tinystories_hf.corpus import open_corpus
 from tinystories_hf.errors import UserError
+from tinystories_hf.formats import BEGINNINGS, CODECS, SUFFIXES
+from tinystories_hf.splits import Story
 from tinystories_hf.tokenizer import END_OF_TEXT
 
 SEPARATOR = END_OF_TEXT.encode()
 BOM = b"\xef\xbb\xbf"
+OTHERS = tuple(magic for magic, _, _ in BEGINNINGS)
 PIECES = (
     *(
         "a",
@@ -68,11 +72,11 @@ def data_of(path: Path, **settings: Any) -> DataArguments:
     return DataArguments(str(path), "train", 8, **settings)
 
 
-def read(path: Path, content: bytes, **settings: Any) -> tuple[list[str], str]:
+def read(path: Path, content: bytes, **settings: Any) -> tuple[list[Story], str]:
     """Return the stories of a file, and the error that ended them or nothing."""
     path.write_bytes(content)
     split = open_corpus(data_of(path, validation_file=str(path), **settings)).train
-    stories: list[str] = []
+    stories: list[Story] = []
     try:
         for story in split.read():
             stories.append(story)
@@ -85,7 +89,7 @@ def read(path: Path, content: bytes, **settings: Any) -> tuple[list[str], str]:
     return stories, message
 
 
-def told_by(content: bytes) -> list[str]:
+def told_by(content: bytes, separator: bytes = SEPARATOR) -> list[Story]:
     """Return the stories of a text file, told from its bytes as a whole.
 
     Raises:
@@ -93,26 +97,43 @@ def told_by(content: bytes) -> list[str]:
     """
     content.decode()
     lines = content.removeprefix(BOM).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    *stories, rest = (part.strip(b"\n").decode() for part in lines.split(SEPARATOR))
-    return [*stories, rest] if rest.strip() else stories
+    *stories, rest = (part.strip(b"\n").decode() for part in lines.split(separator))
+    if not separator.strip():
+        stories = [story for story in stories if story.strip()]
+    return [*stories, rest] if rest.strip() else [*stories]
 
 
-def told_by_record(text: str) -> list[str]:
+def told_by_record(text: str) -> list[Story]:
     """Return the stories of one record: its text as it is, unless separators part it."""
     if END_OF_TEXT not in text:
         return [text]
     *stories, rest = (part.strip("\n") for part in text.split(END_OF_TEXT))
-    return [*stories, rest] if rest.strip() else stories
+    return [*stories, rest] if rest.strip() else [*stories]
 
 
-@holds_for(250, text=stories_text, bom=st.booleans(), block=blocks)
+SEPARATORS = {END_OF_TEXT: SEPARATOR, r"\n": b"\n", r"\n\n": b"\n\n", "\r\n": b"\n", "a": b"a"}
+
+
+@holds_for(
+    300,
+    text=stories_text,
+    bom=st.booleans(),
+    block=blocks,
+    separator=st.sampled_from([END_OF_TEXT, *SEPARATORS]),
+    packed=st.sampled_from(["", "", ".gz", ".zst"]),
+)
 def test_a_text_file_gives_the_stories_between_its_separators(
-    folder: Path, text: str, bom: bool, block: int
+    folder: Path, text: str, bom: bool, block: int, separator: str, packed: str
 ) -> None:
     content = BOM * bom + text.encode()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "BLOCK", block)
-        assert read(folder / "s.txt", content) == (told_by(content), "")
+        patch.setattr(readers, "BLOCK", block)
+        place = folder / f"s.txt{packed}"
+        stories, error = read(place, compressed(packed, content), story_separator=separator)
+    if b"\0" in content:
+        assert "holds a NUL byte" in error
+    else:
+        assert (stories, error) == (told_by(content, SEPARATORS[separator]), "")
 
 
 @holds_for(
@@ -129,12 +150,16 @@ def test_any_bytes_are_stories_or_an_error_that_names_the_first_bad_one(
 ) -> None:
     content = b"".join(parts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "BLOCK", block)
+        patch.setattr(readers, "BLOCK", block)
         stories, error = read(folder / "s.txt", content)
     try:
         expected, place = told_by(content), ""
     except UnicodeDecodeError as bad:
         expected, place = stories, f"byte {bad.start})"
+    if content.startswith(OTHERS):
+        expected, place = [], "s.txt is "
+    elif b"\0" in content and "NUL" in error:
+        expected, place = stories, "holds a NUL byte"
     assert stories == expected
     assert place in error
     assert bool(place) == bool(error)
@@ -146,17 +171,19 @@ def test_a_long_text_is_read_whole_or_refused(
 ) -> None:
     longest = max(map(len, text.split(END_OF_TEXT)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "BLOCK", block)
-        patch.setattr(corpus, "MAX_STORY_CHARACTERS", limit)
+        patch.setattr(readers, "BLOCK", block)
+        patch.setattr(readers, "MAX_STORY_CHARACTERS", limit)
         stories, error = read(folder / "s.txt", text.encode())
-    if error:
+    if "NUL" in error:
+        assert "\0" in text
+    elif error:
         assert longest > limit - len(END_OF_TEXT)
     else:
         assert stories == told_by(text.encode())
         assert longest <= limit + block + len(END_OF_TEXT)
 
 
-def line_of(text: str, ascii_only: bool, more: dict[str, Any]) -> tuple[bytes, list[str]]:
+def line_of(text: str, ascii_only: bool, more: dict[str, Any]) -> tuple[bytes, list[Story]]:
     record = json.dumps({**more, "text": text}, ensure_ascii=ascii_only)
     return record.encode(), told_by_record(text)
 
@@ -171,7 +198,7 @@ good_lines = st.builds(
         max_size=2,
     ),
 )
-blank_lines: st.SearchStrategy[tuple[bytes, list[str]]] = st.sampled_from(
+blank_lines: st.SearchStrategy[tuple[bytes, list[Story]]] = st.sampled_from(
     [b"", b" ", b"\t", b"\r", BOM, BOM + b" "]
 ).map(lambda line: (line, []))
 twice = st.just((b'{"text": "a", "text": "b"}', ["b"]))
@@ -206,12 +233,12 @@ bad_lines = st.sampled_from(
     bom=st.booleans(),
 )
 def test_a_jsonl_file_gives_the_stories_of_its_lines_up_to_the_first_bad_one(
-    folder: Path, lines: list[tuple[bytes, list[str] | None]], ends: bytes, last: bool, bom: bool
+    folder: Path, lines: list[tuple[bytes, list[Story] | None]], ends: bytes, last: bool, bom: bool
 ) -> None:
     body = ends.join(line for line, _ in lines) + ends * last
     content = body if body.startswith(BOM) else BOM * bom + body
     stories, error = read(folder / "s.jsonl", content)
-    expected: list[str] = []
+    expected: list[Story] = []
     for number, (_, told) in enumerate(lines, start=1):
         if told is None:
             assert f"line {number}" in error, error
@@ -223,10 +250,79 @@ def test_a_jsonl_file_gives_the_stories_of_its_lines_up_to_the_first_bad_one(
     assert stories == expected
 
 
+@holds_for(
+    200,
+    texts=st.lists(stories_text, max_size=5),
+    in_list=st.booleans(),
+    indent=st.sampled_from([None, 1]),
+    bom=st.booleans(),
+    space=st.sampled_from(["", " ", "\n", "\r\n\t"]),
+    block=blocks,
+    cut=st.integers(0, 400),
+)
+def test_a_json_file_gives_the_stories_of_its_objects_or_is_refused_where_it_was_cut(
+    folder: Path,
+    texts: list[str],
+    in_list: bool,
+    indent: int | None,
+    bom: bool,
+    space: str,
+    block: int,
+    cut: int,
+) -> None:
+    objects = [{"n": [{"a": "]"}, 1.5], "text": text} for text in texts]
+    if in_list:
+        body = json.dumps(objects, indent=indent, ensure_ascii=False)
+    else:
+        body = space.join(json.dumps(one, indent=indent) for one in objects)
+    content = BOM * bom + f"{space}{body}{space}".encode()
+    expected = [story for text in texts for story in told_by_record(text)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "BLOCK", block)
+        assert read(folder / "s.json", content) == (expected, "")
+        short = content.rstrip()[:-1][:cut]
+        stories, error = read(folder / "s.json", short)
+    assert stories == expected[: len(stories)]
+    if in_list and short.removeprefix(BOM).strip():
+        assert re.search(r"record \d+ is not JSON|is not UTF-8", error)
+
+
+@holds_for(
+    200,
+    texts=st.lists(stories_text, max_size=5),
+    before=st.booleans(),
+    ends=st.sampled_from(["\n", "\r\n"]),
+    bom=st.booleans(),
+    packed=st.sampled_from(["", ".bz2", ".lz4"]),
+)
+def test_a_csv_file_gives_the_stories_of_its_rows(
+    folder: Path,
+    texts: list[str],
+    before: bool,
+    ends: str,
+    bom: bool,
+    packed: str,
+) -> None:
+    rows = [["text", "n"], *([text, "a,\n"] for text in texts)]
+    lines = io.StringIO(newline="")
+    csv.writer(lines, quoting=csv.QUOTE_ALL, lineterminator=ends).writerows(
+        row[::-1] if before else row for row in rows
+    )
+    content = BOM * bom + lines.getvalue().encode()
+    stories, error = read(folder / f"s.csv{packed}", compressed(packed, content))
+    if "\0" in "".join(texts):
+        assert "holds a NUL byte" in error
+    else:
+        assert (stories, error) == ([s for text in texts for s in told_by_record(text)], "")
+
+
 @holds_for(100, content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 def test_any_bytes_as_jsonl_are_refused_by_line(folder: Path, content: bytes) -> None:
     stories, error = read(folder / "s.jsonl", content)
     assert stories == []
+    if content.startswith(OTHERS):
+        assert "s.jsonl is " in error
+        return
     blank = not content.replace(BOM, b"").strip()
     assert blank or re.search(r"s\.jsonl, line \d+ ", error)
 
@@ -288,7 +384,7 @@ def test_a_parquet_file_gives_the_stories_of_its_column(
     table = pa.table({**columns, name: column(kind, texts)})
     content = parquet_bytes(table, row_group_size=group, compression=codec)
     stories, error = read(folder / "s.parquet", content)
-    expected: list[str] = []
+    expected: list[Story] = []
     if name != "text":
         assert "has no column 'text'" in error
         texts = []
@@ -337,7 +433,9 @@ def test_a_parquet_file_that_was_damaged_gives_text_or_is_refused(
 
 @holds_for(
     100,
-    stories=st.lists(st.text(max_size=20).map(lambda text: text.replace("\r", "")), max_size=20),
+    stories=st.lists(
+        st.text(max_size=20).map(lambda text: text.replace("\r", "").replace("\0", "")), max_size=20
+    ),
     share=st.floats(1e-9, 1, exclude_max=True),
     seed=st.integers(-(2**63) + 1, 2**63 - 1),
     shards=st.integers(1, 3),
@@ -347,7 +445,7 @@ def test_held_out_and_kept_stories_are_all_of_them_in_every_format(
 ) -> None:
     stories = [story.strip("\n") for story in stories]
     found = []
-    for suffix in corpus.SUFFIXES:
+    for suffix in (*SUFFIXES, ".jsonl.zst"):
         place = folder / suffix[1:]
         place.mkdir()
         for shard in range(shards):
@@ -356,9 +454,12 @@ def test_held_out_and_kept_stories_are_all_of_them_in_every_format(
         parts = open_corpus(data_of(place, validation_share=share, validation_seed=seed))
         found.append([list(parts.train.read()), list(parts.validation.read())])
     train, validation = found[0]
-    assert found[0] == found[1] == found[2]
+    assert all(parts == found[0] for parts in found)
     assert Counter(train + validation) == Counter(stories)
     assert not set(train) & set(validation)
+    if len({story for story in stories if story.strip()}) > 1:
+        assert train
+        assert validation
 
 
 def written(suffix: str, stories: Iterable[str]) -> bytes:
@@ -368,4 +469,23 @@ def written(suffix: str, stories: Iterable[str]) -> bytes:
         return "".join(f"{story}\n{END_OF_TEXT}\n" for story in stories).encode("utf-8-sig")
     if suffix == ".jsonl":
         return "".join(json.dumps({"text": story}) + "\n" for story in stories).encode()
+    if suffix == ".json":
+        return json.dumps([{"text": story} for story in stories]).encode()
+    if suffix == ".csv":
+        lines = io.StringIO()
+        csv.writer(lines, quoting=csv.QUOTE_ALL).writerows([["text"], *([s] for s in stories)])
+        return lines.getvalue().encode()
+    if suffix != ".parquet":
+        kind, _, codec = suffix.rpartition(".")
+        return compressed(f".{codec}", written(kind, stories))
     return parquet_bytes(pa.table({"text": pa.array(stories, pa.string())}))
+
+
+def compressed(suffix: str, content: bytes) -> bytes:
+    """Return a content packed as the ending of a name says."""
+    if not suffix:
+        return content
+    buffer = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(buffer, CODECS[suffix]) as stream:
+        stream.write(content)
+    return bytes(buffer.getvalue())

@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from tinystories_hf.arguments import ModelArguments, TrainingArguments
-from tinystories_hf.corpus import read_text
 from tinystories_hf.hardware import compiles, device_type
 from tinystories_hf.modeling import GPTNeoForCausalLM, build_config
+from tinystories_hf.readers import read_text
 
 STOCK, OURS, GPT2 = "stock", "ours", "gpt2"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

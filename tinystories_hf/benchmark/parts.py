@@ -207,10 +207,11 @@ def preparation(bench: Bench, tokens: int = 20_000_000) -> Numbers:
         with text.open("w", encoding="utf-8") as stream:
             while told < tokens:
                 for story in open_corpus(data).train.read():
-                    stream.write(f"{story}\n{END_OF_TEXT}\n")
+                    if story is not None:
+                        stream.write(f"{story}\n{END_OF_TEXT}\n")
                 told += counts.tokens_in
         alone = replace(data, dataset=str(text), train_file=None, validation_file=None,
-                        dataset_revision=None)  # fmt: skip
+                        dataset_revision=None, story_separator=END_OF_TEXT)  # fmt: skip
 
         def ours() -> int:
             with tempfile.TemporaryDirectory(dir=folder) as rows:

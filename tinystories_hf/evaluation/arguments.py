@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,4 +175,6 @@ def _recorded(folder: Path) -> dict[str, Any] | None:
 
 def _of_the_text(settings: Mapping[str, Any]) -> dict[str, Any]:
     apart = (*OF_ROWS, "prepared_dir", "streaming", "shuffle_buffer")
-    return {key: value for key, value in settings.items() if key not in apart}
+    # A run of an earlier version has no record of a setting that came later.
+    later = {f.name: f.default for f in fields(DataArguments) if f.default is not MISSING}
+    return {key: value for key, value in {**later, **settings}.items() if key not in apart}

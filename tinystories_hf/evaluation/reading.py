@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from tinystories_hf import cleaning
 from tinystories_hf.arguments import DataArguments
 from tinystories_hf.cleaning import CleaningCounts, clean, story_digest
-from tinystories_hf.corpus import Split, open_corpus
+from tinystories_hf.corpus import open_corpus
 from tinystories_hf.data import STORIES, STORIES_PER_BATCH, PreparedData
 from tinystories_hf.errors import UserError
+from tinystories_hf.splits import Split, no_stories
 from tinystories_hf.words import StoryTokenizer, unknown_words_reported
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
@@ -60,7 +61,7 @@ def read_validation(data: DataArguments) -> Validation:
         texts = [text for text, known in zip(texts, found, strict=True) if not known]
         found = np.zeros(len(texts), dtype=bool)
     if not texts:
-        raise UserError(f"dataset: {data.dataset} has no stories for validation")
+        raise no_stories(data.dataset, "validation", corpus.validation)
     return Validation(texts, found, corpus.validation.identity, cleaning.options(data))
 
 

@@ -23,12 +23,13 @@ import numpy as np
 from tinystories_hf import cleaning, corpus, native
 from tinystories_hf.arguments import DataArguments
 from tinystories_hf.cleaning import CleaningCounts, clean
-from tinystories_hf.corpus import Split, open_corpus
-from tinystories_hf.data import prepared_root, stories_with_progress
+from tinystories_hf.corpus import open_corpus
+from tinystories_hf.data import prepared_root
 from tinystories_hf.errors import UserError
 from tinystories_hf.evaluation import ngrams
 from tinystories_hf.evaluation.ngrams import Words, kgrams, words_of
 from tinystories_hf.files import appearing, telling_a_full_disk
+from tinystories_hf.splits import Split, stories_with_progress
 
 # Word ids; 0 ends a story, and a word that training does not know has the last id of all.
 END, UNKNOWN = 0, 2**32 - 1
@@ -170,7 +171,8 @@ def training_index(data: DataArguments, *, quiet: bool = False) -> TrainingIndex
     _library()  # a missing compiler is reported before the work, not after it
     split = open_corpus(data).train
     once = replace(data, drop_validation_overlap=False)
-    sources = [Path(module.__file__ or "") for module in (cleaning, corpus, ngrams)]
+    modules = [Path(module.__file__ or "") for module in (cleaning, ngrams)]
+    sources = [*corpus.SOURCES, *modules]
     parts = {
         "train": split.identity,
         "cleaning": cleaning.options(once),
