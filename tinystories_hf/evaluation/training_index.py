@@ -25,7 +25,7 @@ from tinystories_hf.arguments import DataArguments
 from tinystories_hf.cleaning import CleaningCounts, clean
 from tinystories_hf.corpus import open_corpus
 from tinystories_hf.data import prepared_root
-from tinystories_hf.errors import UserError
+from tinystories_hf.errors import RunError, UserError
 from tinystories_hf.evaluation import ngrams
 from tinystories_hf.evaluation.ngrams import Words, kgrams, words_of
 from tinystories_hf.files import appearing, telling_a_full_disk
@@ -76,10 +76,12 @@ class TrainingIndex:
             spelled = (folder / "vocabulary.txt").read_text(encoding="utf-8")
             self._spelled = ["", *spelled.split("\n")] if spelled else [""]
             self._check()
+        except PermissionError as error:
+            raise UserError(f"prepared_dir: no permission to read {error.filename}") from None
         except (OSError, EOFError, ValueError, TypeError) as error:
             raise UserError(
-                f"prepared_dir: {folder} is not an index of the training split that can be used"
-                f" ({error}); remove the folder, and the next evaluation writes it again"
+                f"prepared_dir: {folder} is a damaged index of the training split ({error}); remove"
+                " the folder, and the next evaluation writes it again"
             ) from None
         self._ids = {word: number for number, word in enumerate(self._spelled) if word}
 
@@ -159,7 +161,10 @@ class TrainingIndex:
     def _scan(self, what: str, *arguments: int) -> None:
         corpus = _at(self._words), _at(self._starts), len(self._starts) - 1
         if not getattr(_library(), f"scan_{what}")(*corpus, *arguments):
-            raise MemoryError(f"there is no memory to look up {what} in {self.folder}")
+            raise RunError(
+                f"not enough memory to look generations up in {self.folder} ({what}); end other"
+                " programs, and the same command resumes"
+            )
 
 
 def training_index(data: DataArguments, *, quiet: bool = False) -> TrainingIndex:
