@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 
 import pytest
 
 from tinystories_hf.errors import EXIT_RUN_FAILED, EXIT_USER_ERROR, UserError, report_user_errors
+from tinystories_hf.provenance import portable
 
 
 def test_user_error_becomes_one_line_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,7 +33,29 @@ def test_what_the_machine_refuses_is_one_line_too(
     with pytest.raises(SystemExit) as stop, report_user_errors():
         raise OSError(code, os.strerror(code), "/data/rows")
     assert stop.value.code == EXIT_RUN_FAILED
-    assert capsys.readouterr().err == f"error: /data/rows: {os.strerror(code)}\n"
+    assert capsys.readouterr().err.startswith(f"error: /data/rows: {os.strerror(code)}")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs the password database")
+def test_a_user_without_a_home_is_one_line_unless_caches_have_a_place(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pwd
+
+    def nobody(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    for name in ("HOME", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit) as stop, report_user_errors():
+        raise AssertionError("nothing is begun")
+    assert stop.value.code == EXIT_USER_ERROR
+    assert "set HOME to a folder that can be written" in capsys.readouterr().err
+    monkeypatch.setenv("HF_HOME", "/data")
+    with report_user_errors():
+        assert portable("~nobody-of-this-name") == "~nobody-of-this-name"
+    assert portable("~nobody-of-this-name") == "~nobody-of-this-name"
 
 
 def test_our_own_mistakes_are_not_hidden() -> None:

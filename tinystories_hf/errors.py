@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tinystories_hf.threads import let_waiting_threads_sleep
 
@@ -80,6 +81,7 @@ def report_user_errors() -> Iterator[None]:
     let_waiting_threads_sleep()
     keep_streams()
     try:
+        _check_home()
         yield
     except UserError as error:
         _end("error", error, EXIT_USER_ERROR)
@@ -90,7 +92,23 @@ def report_user_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno not in REFUSED:
             raise
-        _end("error", f"{error.filename or 'the system'}: {error.strerror}", EXIT_RUN_FAILED)
+        # A library's lock; those of this package work without.
+        fix = "; put HF_HOME on a file system that has locks" if error.errno == errno.ENOLCK else ""
+        reason = f"{error.filename or 'the system'}: {error.strerror}{fix}"
+        _end("error", reason, EXIT_RUN_FAILED)
+
+
+def _check_home() -> None:
+    """Raise a `UserError` where caches have no place: libraries would make a folder named `~`."""
+    named = {"HF_HOME", "XDG_CACHE_HOME"} & os.environ.keys()
+    try:
+        Path("~").expanduser()
+    except RuntimeError:
+        if not named:
+            raise UserError(
+                "this user has no home directory: the user id is not in the password database and"
+                " HOME is not set; set HOME to a folder that can be written"
+            ) from None
 
 
 def _end(what: str, reason: BaseException | str, code: int) -> None:

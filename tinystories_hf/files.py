@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from tinystories_hf.errors import RunError, UserError, readable
 
@@ -107,15 +107,25 @@ def locked(path: Path, patience: float, waiting: Callable[[], None]) -> Iterator
 
     Yields False, without the lock, where another process still holds it after `patience` seconds
     (below 0: waits for ever). `waiting` is called once where it is not free at once.
+
+    On a file system without locks (NFS mounted with nolock) a file `PATH.held` is the lock. What a
+    killed process of this machine left is taken over; of another machine nobody can know.
     """
-    lock = FileLock(path)
+    lock: BaseFileLock = FileLock(path)
+    hint = ""
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        free = _acquired(lock, 0)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        lock = SoftFileLock(path.with_name(f"{path.name}.held"))
+        hint = f"if no such process runs on any machine, remove {lock.lock_file}"
+        free = _acquired(lock, 0)
+    if not free:
         waiting()
-        try:
-            lock.acquire(timeout=patience, poll_interval=0.2)
-        except Timeout:
+        if hint:
+            print(hint, file=sys.stderr, flush=True)
+        if not _acquired(lock, patience):
             yield False
             return
     try:
@@ -124,6 +134,14 @@ def locked(path: Path, patience: float, waiting: Callable[[], None]) -> Iterator
         with contextlib.suppress(OSError):  # Windows removes no open file
             path.unlink()
         lock.release()
+
+
+def _acquired(lock: BaseFileLock, patience: float) -> bool:
+    try:
+        lock.acquire(timeout=patience, poll_interval=0.2)
+    except Timeout:
+        return False
+    return True
 
 
 @contextlib.contextmanager

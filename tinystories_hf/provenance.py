@@ -115,9 +115,13 @@ def portable(value: Any) -> Any:
 
     What lies elsewhere keeps its last name only; its content is known by its sha256.
     """
-    if not isinstance(value, str) or not Path(value).expanduser().is_absolute():
+    try:
+        path = Path(value).expanduser() if isinstance(value, str) else None
+    except RuntimeError:  # text that begins with ~
         return value
-    path, here = Path(value).expanduser(), Path.cwd()
+    if path is None or not path.is_absolute():
+        return value
+    here = Path.cwd()
     return (path.relative_to(here) if path.is_relative_to(here) else Path(path.name)).as_posix()
 
 
