@@ -11,6 +11,7 @@ import datasets
 import pytest
 from hypothesis import strategies as st
 
+from tests.bars import Bars
 from tests.properties.drawing import holds_for
 from tests.properties.test_readers import written
 from tinystories_hf.arguments import Arguments
@@ -107,19 +108,6 @@ def test_a_text_of_few_stories_has_validation(
         prepare(arguments.data, arguments.model.vocab_size, quiet=True)
 
 
-class Bars:
-    """Take the place of tqdm, which draws on a terminal alone, and remember its bars."""
-
-    def __init__(self) -> None:
-        self.made: list[Any] = []
-
-    def __call__(self, **options: Any) -> Any:
-        from tqdm import tqdm
-
-        self.made.append(tqdm(**{**options, "disable": False}))
-        return self.made[-1]
-
-
 @pytest.mark.parametrize(
     "kind", [*SUFFIXES, ".txt.gz", ".jsonl.zst", ".csv.bz2", "saved", "toy", "empty.txt"]
 )
@@ -138,6 +126,5 @@ def test_every_progress_bar_ends_at_its_end(
         assert bool(list(stories_with_progress(part, "reading", quiet=False))) == (
             kind != "empty.txt"
         )
-    assert len(bars.made) == 2
-    assert [bar.n for bar in bars.made] == [bar.total for bar in bars.made]
+    assert bars.have_ended(2)
     assert all(bar.total for bar in bars.made) == (kind != "empty.txt")

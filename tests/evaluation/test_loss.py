@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoForCausalLM as Stock
 
+from tests.bars import Bars
 from tests.conftest import LAUNCH, ROOT, SHARED, environment
 from tests.forked import run_forked, script
 from tinystories_hf.arguments import Arguments
@@ -168,13 +169,18 @@ def test_every_token_is_counted_once(protocol: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_batch_size_does_not_change_the_loss(protocol: str) -> None:
+def test_the_batch_size_does_not_change_the_loss(
+    protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars = Bars()
+    monkeypatch.setattr(loss_module, "tqdm", bars)
     tokenizer = byte_pairs()
     model = tiny(len(tokenizer))
     stories = tokenize_stories(tokenizer, list(toy_stories(40, 1)))
     read = reading(stories, protocol, CONTEXT)
     means = [token_losses(model, read, size).mean() for size in (1, 3, 16)]
     assert means == pytest.approx([means[0]] * 3, abs=1e-6)
+    assert bars.have_ended(3)
 
 
 def test_another_architecture_is_measured_by_its_own_logits() -> None:

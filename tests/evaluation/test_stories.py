@@ -8,9 +8,11 @@ from typing import Any
 import evaluate
 import pytest
 
+from tests.bars import Bars
 from tinystories_hf.arguments import parse_arguments
 from tinystories_hf.errors import UserError
 from tinystories_hf.evaluation import metrics
+from tinystories_hf.evaluation import stories as stories_module
 from tinystories_hf.evaluation.ngrams import (
     bleu,
     distinct,
@@ -84,8 +86,10 @@ def test_a_duplicate_moves_self_bleu_and_a_repetition_its_own_count() -> None:
 
 
 def test_stories_go_on_where_they_stopped_and_are_the_same(
-    trained_run: Path, tmp_path: Path
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    bars = Bars()
+    monkeypatch.setattr(stories_module, "tqdm", bars)
     subject = load_subject(str(trained_run))
     prompts = load_prompts(parse_arguments(["--dataset", "toy"]).data)
     whole = story_records(subject, prompts, tmp_path / "whole", seed=1, quiet=True)
@@ -95,6 +99,7 @@ def test_stories_go_on_where_they_stopped_and_are_the_same(
     cut.parent.mkdir()
     cut.write_bytes(b"".join(lines[:80]) + lines[80][:25])  # killed in the middle of a line
     again = story_records(subject, prompts, tmp_path / "cut", seed=1, quiet=True)
+    assert bars.have_ended(2), "what was there before counts once"
     key = lambda record: (record["prompt"], record["completion"])  # noqa: E731
     assert sorted(again.records, key=key) == sorted(whole.records, key=key)
     assert [json.loads(line) for line in cut.read_text().splitlines()][1:] == again.records

@@ -150,14 +150,16 @@ def token_losses(
     training = model.training
     model.eval()
     hidden = True if quiet or not state.is_main_process else None  # None: shown on a terminal
-    with tqdm(total=len(losses), unit=" tokens", unit_scale=True, desc=what, disable=hidden) as bar:
-        for batch in batches[state.process_index :: state.num_processes]:
+    own = batches[state.process_index :: state.num_processes]
+    tokens = [int((read.windows[batch, 1] - read.windows[batch, 2]).sum()) for batch in own]
+    with tqdm(total=sum(tokens), unit=" tokens", unit_scale=True, desc=what, disable=hidden) as bar:
+        for batch, count in zip(own, tokens, strict=True):
             windows = read.windows[batch]
             if (losses[windows[:, 2]] == UNKNOWN).any():
                 found = _window_losses(model, read, windows)
                 for (begin, end, counted), row in zip(windows.tolist(), found, strict=True):
                     losses[counted:end] = row[counted - begin : end - begin]
-            bar.update(int((windows[:, 1] - windows[:, 2]).sum()) * state.num_processes)
+            bar.update(count)
     model.train(training)
     mine: Losses = np.array(losses)
     return mine if state.num_processes == 1 else np.max(gather_object([mine]), axis=0)

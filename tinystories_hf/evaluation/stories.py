@@ -114,20 +114,19 @@ def tell(
             told = generate_stories(
                 subject.model, subject.tokenizer, [kept[prompt] for prompt, _ in batch], settings
             )
-            records.append(
-                [
-                    {
-                        "prompt": prompt,
-                        "completion": number,
-                        "beginning": prompts[prompt],
-                        "text": story.completion,
-                        "ended": story.ended,
-                    }
-                    for (prompt, number), story in zip(batch, told, strict=True)
-                    if (prompt, number) not in done
-                ]
-            )
-            bar.update(len(batch))
+            new = [
+                {
+                    "prompt": prompt,
+                    "completion": number,
+                    "beginning": prompts[prompt],
+                    "text": story.completion,
+                    "ended": story.ended,
+                }
+                for (prompt, number), story in zip(batch, told, strict=True)
+                if (prompt, number) not in done
+            ]
+            records.append(new)
+            bar.update(len(new))
 
 
 def _chunk_seed(seed: int, chunk: int) -> int:
