@@ -32,6 +32,15 @@ def test_a_dataset_on_the_command_line_drops_the_revision_of_the_yaml() -> None:
     assert data.tokenizer_vocab_sha256 is None
 
 
+def test_licence_and_language_of_the_yaml_are_those_of_its_dataset() -> None:
+    assert (parse_arguments([]).hub.license, parse_arguments([]).hub.language) == ("mit", ["en"])
+    hub = parse_arguments(["--dataset", "contes.txt"]).hub
+    assert (hub.license, hub.language) == (None, [])
+    flags = ["--dataset", "contes.txt", "--license", "cc-by-4.0", "--language", "fr", "br"]
+    hub = parse_arguments(flags).hub
+    assert (hub.license, hub.language) == ("cc-by-4.0", ["fr", "br"])
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

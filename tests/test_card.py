@@ -11,12 +11,11 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from tests.conftest import environment
-from tinystories_hf.card import render_card, template_path
+from tinystories_hf.card import default_prompts, render_card, template_path
 
 
 def test_the_card_states_the_facts_of_the_run(trained_run: Path) -> None:
     card = ModelCard.load(trained_run / "README.md")
-    assert card.data.license == "mit"
     assert card.data.pipeline_tag == "text-generation"
     assert "gpt_neo" in card.data.tags
     evaluation = json.loads((trained_run / "eval_results.json").read_text())["loss"]["packed"]
@@ -43,6 +42,80 @@ def changed(trained_run: Path, folder: Path, change: Callable[[dict[str, Any]], 
     return render_card(folder)
 
 
+def trained_on(**source: Any) -> Callable[[dict[str, Any]], None]:
+    """Return a change of a record to another text."""
+
+    def change(record: dict[str, Any]) -> None:
+        for split in ("train", "validation"):
+            record["dataset"][split]["source"] = {"commit": "f54c", **source}
+
+    return change
+
+
+# What is true of TinyStories, and of nobody else's text.
+ITS_OWN = ("tinystories\n", "2305.07759", "simple English", "Eldan", "child's vocabulary", "CDLA")
+
+
+def test_facts_of_tinystories_are_on_its_own_cards_alone(trained_run: Path, tmp_path: Path) -> None:
+    own = trained_on(hub="roneneldan/TinyStories", split="train")
+    text = changed(trained_run, tmp_path / "own", own)
+    assert all(fact in text for fact in ITS_OWN)
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    assert ModelCard.load(tmp_path / "README.md").data.language == ["en"]
+
+    others = [
+        trained_on(hub="me/histoires", split="train"),
+        trained_on(files=[{"name": "contes.txt", "bytes": 9, "sha256": "ab"}], column=None),
+    ]
+    for number, other in enumerate(others):
+        text = changed(trained_run, tmp_path / f"other{number}", other)
+        assert not [
+            fact for fact in (*ITS_OWN, "license:", "language:", "stories of the") if fact in text
+        ]
+        (tmp_path / "README.md").write_text(text, encoding="utf-8")
+        assert (
+            ModelCard.load(tmp_path / "README.md")
+            .data.to_dict()
+            .keys()
+            .isdisjoint({"license", "language"})
+        )
+        assert "trained on the text below and on nothing else" in text
+        assert not re.search(r"\{\{|\{%|\bNone\b|undefined", text)
+    toy = (trained_run / "README.md").read_text(encoding="utf-8")
+    assert "simple English" in toy
+    assert "license:" not in toy
+    assert "Eldan" not in toy
+
+
+def test_licence_and_language_are_what_the_settings_say(trained_run: Path, tmp_path: Path) -> None:
+    def told(record: dict[str, Any]) -> None:
+        trained_on(hub="me/histoires", split="train")(record)
+        record["configuration"]["hub"] |= {"license": "cc-by-4.0", "language": ["fr", "no"]}
+
+    (tmp_path / "README.md").write_text(
+        changed(trained_run, tmp_path / "a", told), encoding="utf-8"
+    )
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert (data.license, data.language) == ("cc-by-4.0", ["fr", "no"])
+
+    def earlier(record: dict[str, Any]) -> None:
+        del record["configuration"]["hub"]["license"], record["configuration"]["hub"]["language"]
+
+    assert "license:" not in changed(trained_run, tmp_path / "b", earlier), "an earlier version's"
+
+
+def test_the_prompts_of_the_user_are_offered_and_the_defaults_only_for_english_stories(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    def default(record: dict[str, Any]) -> None:
+        trained_on(hub="me/histoires", split="train")(record)
+        record["configuration"]["training"]["sample_prompts"] = default_prompts()
+
+    own = changed(trained_run, tmp_path / "a", trained_on(hub="me/histoires", split="train"))
+    assert 'widget:\n  - text: "Once upon a time"' in own
+    assert "widget:" not in changed(trained_run, tmp_path / "b", default)
+
+
 def test_the_paper_stands_beside_a_model_of_its_shape_alone(
     trained_run: Path, tmp_path: Path
 ) -> None:
@@ -50,7 +123,13 @@ def test_the_paper_stands_beside_a_model_of_its_shape_alone(
         record["configuration"]["model"] |= {"hidden_size": 64, "num_layers": 8}
         record["configuration"]["model"]["vocab_size"] = 50_257
 
-    assert "The paper gives 2.08 nats per token" in changed(trained_run, tmp_path / "xs", xs)
+    def xs_on_tinystories(record: dict[str, Any]) -> None:
+        xs(record)
+        trained_on(hub="roneneldan/TinyStories", split="train")(record)
+
+    text = changed(trained_run, tmp_path / "xs", xs_on_tinystories)
+    assert "The paper gives 2.08 nats per token" in text
+    assert "The paper gives" not in changed(trained_run, tmp_path / "other text", xs)
     assert "The paper gives" not in (trained_run / "README.md").read_text()
 
 
@@ -85,13 +164,6 @@ def test_a_card_of_a_hub_dataset_names_it_and_its_revision(
 def test_the_defects_of_a_dataset_stand_on_its_own_cards_alone(
     trained_run: Path, tmp_path: Path
 ) -> None:
-    def trained_on(**source: str) -> Callable[[dict[str, Any]], None]:
-        def change(record: dict[str, Any]) -> None:
-            for split in ("train", "validation"):
-                record["dataset"][split]["source"] = {"commit": "f54c", **source}
-
-        return change
-
     first = trained_on(hub="roneneldan/TinyStories", split="train")
     second = trained_on(hub="roneneldan/TinyStories", file="TinyStoriesV2-GPT4-train.txt")
     assert "6,601 of the 21,990" in changed(trained_run, tmp_path / "v1", first)

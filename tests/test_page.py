@@ -12,8 +12,10 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from huggingface_hub import constants
 
 from tests.conftest import ROOT, environment
@@ -221,3 +223,28 @@ def test_the_figures_of_the_docs_are_those_that_were_recorded() -> None:
 def test_nothing_of_the_libraries_is_in_the_package() -> None:
     assert {path.suffix for path in OWN_FILES} == {".html", ".css", ".js"}
     assert all(path.stat().st_size < 20_000 for path in OWN_FILES)
+
+
+def test_a_space_states_of_its_models_what_all_their_cards_state(tmp_path: Path) -> None:
+    heads = {
+        "a": "license: mit\ntags: [tinystories]",
+        "b": "license: mit\ntags: [gpt_neo]",
+        "c": "license: cc-by-4.0",
+        "d": None,
+    }
+    for name, head in heads.items():
+        (tmp_path / name).mkdir()
+        if head is not None:
+            (tmp_path / name / "README.md").write_text(f"---\n{head}\n---\n", encoding="utf-8")
+
+    def stated(*names: str) -> tuple[str | None, list[str]]:
+        text = build._space_card({name: tmp_path / name for name in names})
+        data: dict[str, Any] = yaml.safe_load(text.split("---")[1])
+        assert "2305.07759" not in text
+        return data.get("license"), data["tags"]
+
+    assert stated("a") == ("mit", ["tinystories", "transformers.js"])
+    assert stated("a", "b") == ("mit", ["transformers.js"])
+    assert stated("c") == ("cc-by-4.0", ["transformers.js"])
+    assert stated("a", "c") == (None, ["transformers.js"])
+    assert stated("a", "d") == (None, ["transformers.js"])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from tinystories_hf.arguments import TrainingArguments
 from tinystories_hf.evaluation import report
 from tinystories_hf.evaluation.paper import GPT_NEO_VOCABULARY, paper_row
 from tinystories_hf.evaluation.results import read_results
@@ -60,17 +61,26 @@ def card_facts(run_dir: Path, model_id: str) -> dict[str, Any]:
     evaluated = read_results(run_dir / EVAL_RESULTS)
     evaluation = evaluated["loss"]["packed"]
     last_samples = (run_dir / SAMPLES_FILE).read_text(encoding="utf-8").split("\n## Step ")[-1]
-    source = dataset["train"]["source"]
+    source, hub = dataset["train"]["source"], configuration.get("hub", {})
+    is_tinystories, is_toy = source.get("hub") == TINYSTORIES, "toy" in source
+    prompts = configuration["training"]["sample_prompts"]
+    # The prompts that are there without a word of the user begin English stories.
+    of_the_text = is_tinystories or is_toy or prompts != default_prompts()
     return {
         **configuration,
+        # A licence is the author's to give; the language of somebody else's text is not known here.
+        "license": hub.get("license"),
+        "language": hub.get("language") or (["en"] if is_tinystories or is_toy else []),
         "name": model_id.rpartition("/")[2],
         "model_id": model_id,
         "dataset": dataset,
         "hub_dataset": source.get("hub"),
-        "is_tinystories_v1": source.get("hub") == TINYSTORIES
-        and source.get("file", V1_FILES[0]) in V1_FILES,
+        "is_tinystories": is_tinystories,
+        "is_tinystories_v1": is_tinystories and source.get("file", V1_FILES[0]) in V1_FILES,
+        "is_toy": is_toy,
         "parameters": record["parameters"],
-        "prompts": configuration["training"]["sample_prompts"],
+        "prompts": prompts,
+        "widget": prompts if of_the_text else [],
         "results": results,
         "loss": evaluated["loss"],
         "readings": report.readings(evaluated["loss"]),
@@ -81,12 +91,20 @@ def card_facts(run_dir: Path, model_id: str) -> dict[str, Any]:
             for key, name in METRIC_NAMES.items()
             if math.isfinite(evaluation[key])
         ],
-        "paper_loss": _paper_loss(configuration["model"]),
+        "paper_loss": _paper_loss(configuration["model"]) if is_tinystories else None,
         "samples": last_samples.partition("\n")[2].strip().split("\n\n"),
         "session": record["sessions"][-1],
         "resumed": len(record["sessions"]) > 1,
         "energy_kwh": _energy_kwh(record["sessions"], results["training_seconds"]),
     }
+
+
+def default_prompts() -> list[str]:
+    """Return the prompts of a run that names none."""
+    (declared,) = (one for one in fields(TrainingArguments) if one.name == "sample_prompts")
+    assert callable(declared.default_factory)
+    prompts: list[str] = declared.default_factory()
+    return prompts
 
 
 def _paper_loss(model: dict[str, Any]) -> float | None:

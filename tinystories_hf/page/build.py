@@ -95,7 +95,7 @@ def build_page(models: Mapping[str, Path], out: Path, dtype: Dtype = "q8") -> st
         ],
     }
     write_json(work / MANIFEST, manifest)
-    (work / SPACE_CARD).write_text(_space_card(list(models)), encoding="utf-8")
+    (work / SPACE_CARD).write_text(_space_card(models), encoding="utf-8")
     if out.exists():
         shutil.rmtree(out)
     work.rename(out)
@@ -215,16 +215,19 @@ def _beginnings(folders: Any) -> list[str]:
     """Return beginnings from the cards of the models, else our own."""
     found: list[str] = []
     for folder in folders:
-        if (folder / CARD_FILE).is_file():
-            widget = ModelCard.load(folder / CARD_FILE).data.to_dict().get("widget") or []
-            found += [entry["text"] for entry in widget if entry.get("text")]
+        widget = _card_data(folder).get("widget") or []
+        found += [entry["text"] for entry in widget if entry.get("text")]
     found = found or yaml.safe_load(OUR_FILE.read_text(encoding="utf-8"))
     return list(dict.fromkeys(found))[:MOST_BEGINNINGS]
 
 
-def _space_card(names: list[str]) -> str:
-    """Return the README that makes the folder a static Space of the Hub."""
-    head = {
+def _space_card(models: Mapping[str, Path]) -> str:
+    """Return the README that makes the folder a static Space of the Hub.
+
+    It names a licence, and TinyStories, where the cards of all its models do.
+    """
+    cards = [_card_data(folder) for folder in models.values()]
+    head: dict[str, Any] = {
         "title": "Stories from a small model",
         "emoji": "📖",
         "colorFrom": "green",
@@ -232,14 +235,25 @@ def _space_card(names: list[str]) -> str:
         "sdk": "static",
         "app_file": "index.html",
         "pinned": False,
-        "license": "mit",
-        "tags": ["tinystories", "transformers.js"],
+        "tags": ["transformers.js"],
     }
+    licences = {card.get("license") for card in cards}
+    if len(licences) == 1 and None not in licences:
+        head["license"] = licences.pop()
+    if all("tinystories" in (card.get("tags") or []) for card in cards):
+        head["tags"].insert(0, "tinystories")
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
     return (
-        f"---\n{front}---\n\nStories told inside the browser by {', '.join(names)}: small language"
-        " models after [TinyStories](https://arxiv.org/abs/2305.07759), by tinystories_hf.\n"
+        f"---\n{front}---\n\nStories generated inside the browser by {', '.join(models)}: small"
+        " language models, by tinystories_hf.\n"
     )
+
+
+def _card_data(folder: Path) -> dict[str, Any]:
+    if not (folder / CARD_FILE).is_file():
+        return {}
+    data: dict[str, Any] = ModelCard.load(folder / CARD_FILE).data.to_dict()
+    return data
 
 
 def _summary(out: Path, cdn: bool) -> str:
