@@ -98,12 +98,18 @@ def test_beams_give_the_best_first_and_need_no_seed(loaded: Loaded) -> None:
     assert len({story.completion for story in first}) == 3
 
 
-@pytest.mark.parametrize(("prompt", "length"), [("", 0), ("no " * 70, None)])
-def test_a_prompt_that_leaves_no_room_is_an_error(
-    loaded: Loaded, prompt: str, length: int | None
-) -> None:
-    with pytest.raises(UserError, match="tokens; it needs at least 1 and fewer than the context"):
-        generate_stories(*loaded, [prompt])
+def test_a_prompt_that_leaves_no_room_is_an_error(loaded: Loaded) -> None:
+    with pytest.raises(UserError, match="tokens; it needs fewer than the context of 64"):
+        generate_stories(*loaded, ["no " * 70])
+
+
+def test_an_empty_prompt_is_an_error_that_says_how_to_begin_from_nothing(loaded: Loaded) -> None:
+    with pytest.raises(UserError) as caught:
+        generate_stories(*loaded, ["Tom", ""])
+    said = "the prompt '' has no tokens; give some, such as '<|endoftext|>' to begin from nothing"
+    assert str(caught.value) == said
+    (story,) = generate_stories(*loaded, ["<|endoftext|>"])
+    assert story.completion, "it is the beginning, not the end"
 
 
 def test_a_missing_model_is_an_error(tmp_path: Path) -> None:

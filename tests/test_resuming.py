@@ -248,6 +248,29 @@ def test_settings_that_would_change_the_result_are_refused_by_name(
     assert sorted(run_dir.rglob("*")) == before
 
 
+def test_more_steps_of_a_schedule_that_depends_on_them_are_refused_with_the_reason(
+    run_dir: Path, tiny_arguments: Parse
+) -> None:
+    reason = r"\(with lr_scheduler_type linear the learning rate of each step depends on the number"
+    with pytest.raises(UserError, match=rf"max_steps was 20, is 30 {reason}.*constant_with_warmup"):
+        continued(tiny_arguments(*AUTO, "--max_steps", "30"), run_dir)
+    with pytest.raises(UserError) as caught:
+        continued(tiny_arguments(*AUTO, "--seed", "1"), run_dir)
+    assert "lr_scheduler_type" not in str(caught.value)
+
+
+def test_a_run_directory_in_place_of_a_checkpoint_is_refused_with_the_newest_inside(
+    run_dir: Path, tiny_arguments: Parse
+) -> None:
+    training = tiny_arguments("--resume_from_checkpoint", str(run_dir)).training
+    for newest in ("checkpoint-20", "checkpoint-10"):
+        with pytest.raises(UserError, match=rf"is a run, not a checkpoint; .*/{newest}:"):
+            where_to_start(training)
+        flip(run_dir / newest / "model.safetensors")
+    with pytest.raises(UserError, match="not a whole checkpoint"):
+        where_to_start(training)
+
+
 def test_settings_that_only_watch_may_change(run_dir: Path, tiny_arguments: Parse) -> None:
     watching = ("--logging_steps", "2", "--eval_steps", "5", "--save_steps", "4",
                 "--save_total_limit", "1", "--max_eval_rows", "4", "--run_name", "other",

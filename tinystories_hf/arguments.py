@@ -233,9 +233,13 @@ class TrainingArguments:
     )
     seed: int = option("seed of initial weights, dropout and samples", 42)
     data_seed: int | None = option("seed of the order of rows; null is `seed`", None)
-    logging_steps: float = option("log every so many steps", 10.0)
-    eval_steps: float = option("evaluate and write samples every so many steps", 0.1)
-    save_steps: float = option("save a checkpoint every so many steps", 0.1)
+    logging_steps: float = option("log every so many steps; below 1, a share of the run", 10.0)
+    eval_steps: float = option(
+        "evaluate and write samples every so many steps; below 1, a share of the run", 0.1
+    )
+    save_steps: float = option(
+        "save a checkpoint every so many steps; below 1, a share of the run", 0.1
+    )
     save_total_limit: int | None = option("checkpoints to keep; null keeps all", 2)
     max_eval_rows: int | None = option(
         "validation rows used while training; the final loss always takes all", None

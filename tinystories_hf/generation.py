@@ -72,13 +72,7 @@ def generate_stories(
     """
     settings = settings or GenerationArguments()
     context = context_length(model)
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    for prompt, ids in zip(prompts, encoded, strict=True):
-        if not 0 < len(ids) < context:
-            raise UserError(
-                f"the prompt {prompt[:40]!r} has {len(ids)} tokens; it needs at least 1 and fewer"
-                f" than the context of {context}"
-            )
+    encoded = encode_prompts(tokenizer, prompts, context)
     per_prompt = settings.num_return_sequences
     given = [ids for ids in encoded for _ in range(per_prompt)]
     with _evaluating(model), _seeded(model, settings.seed):
@@ -107,6 +101,26 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     while own and len(ids) > len(own) and ids[-len(own) :] != own:
         ids.pop()
     return ids
+
+
+def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str], context: int) -> list[list[int]]:
+    """Return the ids of each prompt.
+
+    Raises:
+        UserError: one is empty or leaves no room in the context.
+    """
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if not ids:
+            nothing = tokenizer.eos_token or tokenizer.bos_token
+            instead = f", such as {nothing!r} to begin from nothing" if nothing else ""
+            raise UserError(f"the prompt {prompt!r} has no tokens; give some{instead}")
+        if len(ids) >= context:
+            raise UserError(
+                f"the prompt {prompt[:40]!r} has {len(ids)} tokens; it needs fewer than the context"
+                f" of {context}"
+            )
+    return encoded
 
 
 def continue_prompts(

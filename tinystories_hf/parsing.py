@@ -7,7 +7,6 @@ name the file or the flag. Nothing here knows which settings exist: `arguments` 
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import re
 import reprlib
@@ -21,6 +20,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 import yaml
 
 from tinystories_hf.errors import UserError
+from tinystories_hf.hints import instead_of
 
 T = TypeVar("T")
 
@@ -133,7 +133,7 @@ def merge(
     for layer in layers:
         for key, setting in layer.items():
             if key not in known:
-                raise UserError(f"{setting.where}: unknown setting{did_you_mean(key, known)}")
+                raise UserError(f"{setting.where}: unknown setting{instead_of(key, known)}")
         for key, declared in known.items():
             if declared.metadata["belongs_to"] in layer and key not in layer:
                 merged.pop(key, None)
@@ -265,12 +265,6 @@ def describe(hint: Any) -> str:
     return ", ".join(parts[:-1]) + " or " + parts[-1] if len(parts) > 1 else parts[0]
 
 
-def did_you_mean(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    """Return a suggestion in words, to be appended to an error about an unknown name."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else "; --help lists all settings"
-
-
 class StrictParser(argparse.ArgumentParser):
     """An argument parser that raises `UserError`, never abbreviates, and hides unset flags."""
 
@@ -319,15 +313,15 @@ class StrictParser(argparse.ArgumentParser):
         """Parse the command line into a layer of raw values.
 
         Raises:
-            UserError: an unknown or misspelt flag, with the nearest known one.
+            UserError: an unknown or misspelt flag, with what to give instead.
         """
         namespace, unknown = self.parse_known_args(argv)
         if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
+            known = [action.dest for action in self._actions if action.dest != "help"]
             flag = unknown[0].partition("=")[0]  # the value may be a secret
             if flag.endswith("token"):
                 raise UserError(f"{flag}: a Hub token is no flag; use `hf auth login` or HF_TOKEN")
-            raise UserError(f"unknown flag {flag}{did_you_mean(flag, flags)}")
+            raise UserError(f"unknown flag {flag}{instead_of(flag.lstrip('-'), known, '--')}")
         layer = {key: Setting(value, f"--{key}") for key, value in vars(namespace).items()}
         for setting in layer.values():
             for word in setting.value if isinstance(setting.value, list) else [setting.value]:

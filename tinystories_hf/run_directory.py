@@ -13,7 +13,7 @@ from tinystories_hf.arguments import TrainingArguments
 from tinystories_hf.checkpoints import Checkpoint, Start
 from tinystories_hf.errors import UserError
 from tinystories_hf.files import check_writable, locked, remove_created
-from tinystories_hf.trajectory import differences
+from tinystories_hf.trajectory import OPEN_ENDED, differences
 
 LOCK = ".lock"
 # A process that was killed a moment ago may leave others behind that first have to notice.
@@ -78,6 +78,7 @@ def where_to_start(training: TrainingArguments) -> Start:
         _refuse_an_existing_run(run_dir, folders)
         return Start()
     if wanted is not True and wanted != AUTO:
+        _refuse_a_run_directory(Path(wanted))
         return Start(checkpoints.read_checkpoint(Path(wanted)))
     found = checkpoints.newest_whole(run_dir)
     if found.checkpoint is None and folders:
@@ -93,6 +94,17 @@ def where_to_start(training: TrainingArguments) -> Start:
     if found.checkpoint is None and not (run_dir / provenance.FILE).exists():
         _refuse_an_existing_run(run_dir, folders)
     return found
+
+
+def _refuse_a_run_directory(folder: Path) -> None:
+    """Raise a `UserError` where a folder is no checkpoint and holds one that can be continued."""
+    if not (folder / checkpoints.SEAL).exists():
+        inside = checkpoints.newest_whole(folder).checkpoint
+        if inside is not None:
+            raise UserError(
+                f"resume_from_checkpoint: {folder} is a run, not a checkpoint; its newest one that"
+                f" is complete is {inside.path}: give that, or `auto` with --output_dir {folder}"
+            )
 
 
 def _refuse_an_existing_run(run_dir: Path, folders: list[Path]) -> None:
@@ -112,9 +124,20 @@ def check_same_run(checkpoint: Checkpoint, trajectory: dict[str, object]) -> Non
     if changed:
         raise UserError(
             f"resume_from_checkpoint: {checkpoint.path} is of a run that differs in what decides"
-            f" its weights: {'; '.join(changed)}; give the settings of that run, or start another"
-            " one in another --output_dir"
+            f" its weights: {'; '.join(changed)}{_why_not_longer(checkpoint, trajectory)}; give the"
+            " settings of that run, or start another one in another --output_dir"
         )
+
+
+def _why_not_longer(checkpoint: Checkpoint, trajectory: dict[str, object]) -> str:
+    """Say why another number of steps is another run, where it is."""
+    schedule, steps = trajectory["lr_scheduler_type"], trajectory["max_steps"]
+    if steps is None or steps == checkpoint.seal.trajectory.get("max_steps"):
+        return ""
+    return (
+        f" (with lr_scheduler_type {schedule} the learning rate of each step depends on the number"
+        f" of steps; a run of {', '.join(OPEN_ENDED[:-1])} or {OPEN_ENDED[-1]} can be lengthened)"
+    )
 
 
 def other_versions(checkpoint: Checkpoint) -> str | None:
