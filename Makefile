@@ -17,8 +17,8 @@ quickstart: $(VENV)/installed
 			"One day, a clever fox named Ben went to the" \
 			"Once upon a time, a brave boy named Leo lived near the"; \
 	else \
-		$(BIN)/accelerate launch scripts/train.py --config configs/quickstart.yaml \
-			--resume_from_checkpoint auto; \
+		CUDA_VISIBLE_DEVICES="$${CUDA_VISIBLE_DEVICES-0}" $(BIN)/python scripts/train.py \
+			--config configs/quickstart.yaml --resume_from_checkpoint auto; \
 	fi
 
 test: $(VENV)/installed-dev check

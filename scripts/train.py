@@ -1,8 +1,8 @@
 """Train a TinyStories model and leave a run directory that stock Transformers loads.
 
-    accelerate launch scripts/train.py
-    accelerate launch scripts/train.py --config configs/quickstart.yaml
-    accelerate launch scripts/train.py --dataset stories.txt --tokenizer ./tok --max_steps 200
+    python scripts/train.py
+    python scripts/train.py --config configs/quickstart.yaml
+    python scripts/train.py --dataset stories.txt --tokenizer ./tok --max_steps 200
 
 Without --config it trains the XS model of configs/xs.yaml on roneneldan/TinyStories. Every setting
 below can stand in a YAML file or on the command line; the command line wins.

@@ -12,7 +12,8 @@ import psutil
 import pytest
 import torch
 
-from tests.conftest import LAUNCH, start
+from tests.conftest import LAUNCH, TINY_CONFIG, start
+from tests.forked import run_forked, script
 from tinystories_hf.errors import RunError
 from tinystories_hf.guards import StepLoss, check_losses, check_weights
 
@@ -123,3 +124,16 @@ def test_a_run_whose_launcher_is_killed_saves_and_ends(tmp_path: Path) -> None:
     child.wait(timeout=60)
     assert "stopped: by SIGTERM after step" in (tmp_path / "err.txt").read_text()
     assert list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_a_refusal_of_the_first_process_ends_the_others_without_a_traceback(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY_CONFIG)
+    (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
+    done = run_forked(tmp_path, script, "train.py", ["--config", "tiny.yaml"], num_processes=2)
+    first, second = done.stderr.splitlines()
+    assert "error: output_dir: run already holds a run" in first
+    assert second == (
+        "error (process 1): another process of this run has ended; its message says why"
+    )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
 from tests.conftest import ROOT, environment
 from tinystories_hf.arguments import parse_arguments
@@ -89,6 +90,36 @@ def test_a_command_of_the_readme_or_of_a_script_is_one_the_scripts_take(words: l
         parse_benchmark_arguments([str(ROOT / f) if f.startswith("configs/") else f for f in flags])
     elif "--help" not in flags:
         parse_arguments([str(ROOT / f) if f.startswith("configs/") else f for f in flags])
+
+
+def documented_launches() -> list[list[str]]:
+    """Return what each command of the documentation gives to `accelerate launch`."""
+    files = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
+    comments = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    comments = comments.replace("\\\n#", " ")
+    lines = re.findall(r"^#   (accelerate launch .*)", comments, re.MULTILINE)
+    every = [*SCRIPT_COMMANDS, *(shlex.split(line) for line in lines)]
+    return [words[2:] for words in every if words[:2] == ["accelerate", "launch"]]
+
+
+@pytest.mark.parametrize("words", documented_launches(), ids=" ".join)
+def test_a_documented_launch_begins_without_a_list_of_the_launchers_defaults(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("psutil.cpu_count", lambda **_: 64)
+    words = ["0" if word == "N" else word for word in words]
+    _validate_launch_command(launch_command_parser().parse_args(words))
+    assert caplog.text == ""
+
+
+def test_the_quickstart_needs_no_launcher_and_takes_one_gpu() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    quickstart = makefile.split("\nquickstart:")[1].split("\n\n")[0]
+    assert "accelerate" not in quickstart
+    assert "$(BIN)/python scripts/train.py" in quickstart
+    assert 'CUDA_VISIBLE_DEVICES="$${CUDA_VISIBLE_DEVICES-0}"' in quickstart
 
 
 def test_make_targets_of_the_readme_exist() -> None:

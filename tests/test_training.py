@@ -41,6 +41,13 @@ def losses(log: list[dict[str, Any]]) -> dict[int, float]:
 DROPOUT = ("--attention_dropout", "0.1", "--embed_dropout", "0.1", "--resid_dropout", "0.1")
 
 
+def test_a_run_through_the_launcher_has_nothing_to_say_but_its_own(trained_run: Path) -> None:
+    assert (trained_run.parent / "stderr.txt").read_text(encoding="utf-8") == ""
+    said = (trained_run.parent / "stdout.txt").read_text(encoding="utf-8")
+    assert "accelerate" not in said
+    assert "%|" not in said, "a bar of another library"
+
+
 def test_the_run_directory_holds_what_it_promises(trained_run: Path) -> None:
     names = {path.name for path in trained_run.iterdir()}
     promised = {

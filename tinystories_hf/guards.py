@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -62,7 +64,15 @@ def telling_a_dead_reader() -> Iterator[None]:
         RunError: such a process died.
     """
     try:
-        yield
+        try:
+            yield
+        except (ConnectionError, EOFError) as error:
+            # Who waits for its row may see the pipe end before PyTorch sees the process end, which
+            # it then says in here, too.
+            frames = traceback.extract_tb(error.__traceback__)
+            if not any(Path(frame.filename).name == "dataloader.py" for frame in frames):
+                raise
+            raise RuntimeError(f"DataLoader worker: {error}") from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -71,6 +81,21 @@ def telling_a_dead_reader() -> Iterator[None]:
             " whole: the same command with --resume_from_checkpoint auto goes on, and"
             " --dataloader_num_workers 0 does without such processes"
         ) from error
+
+
+@contextmanager
+def telling_a_lost_process() -> Iterator[None]:
+    """Turn what a process says of another one that has ended into one sentence.
+
+    Raises:
+        RunError: another process of the run is gone; it has said why.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in ("closed by peer", "reset by peer")):
+            raise
+        raise RunError("another process of this run has ended; its message says why") from error
 
 
 @contextmanager

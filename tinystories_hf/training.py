@@ -21,12 +21,18 @@ from tinystories_hf.data import PreparedData, prepare
 from tinystories_hf.destination import Destination
 from tinystories_hf.errors import RunError, Stopped, UserError, work_begun
 from tinystories_hf.finishing import finish_run, finished_metrics
-from tinystories_hf.guards import telling_a_dead_reader, telling_out_of_memory
+from tinystories_hf.generation import encode_prompts
+from tinystories_hf.guards import (
+    telling_a_dead_reader,
+    telling_a_lost_process,
+    telling_out_of_memory,
+)
 from tinystories_hf.hardware import compiles, device_type, hardware_has_tf32, use_threads
 from tinystories_hf.hub_client import without_progress_bars
 from tinystories_hf.launcher import check_launch, choose_precision
 from tinystories_hf.modeling import GPTNeoForCausalLM, build_model, count_parameters
 from tinystories_hf.packing import PackedRows
+from tinystories_hf.positions import context_length
 from tinystories_hf.run_directory import (
     check_same_run,
     check_shared,
@@ -44,6 +50,7 @@ from tinystories_hf.trajectory import describe_trajectory
 
 @without_progress_bars()
 @use_threads()
+@telling_a_lost_process()
 def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, float]:
     """Train a model as the settings say and return the final metrics.
 
@@ -240,7 +247,8 @@ def build_trainer_arguments(training: TrainingArguments, plan: BatchPlan) -> Tra
     if built.n_gpu > 1:
         raise UserError(
             f"one process sees {built.n_gpu} GPUs; start one process per GPU with `accelerate"
-            " launch --multi_gpu scripts/train.py`, or set CUDA_VISIBLE_DEVICES=0 to use one"
+            f" launch --config_file configs/accelerate/multi_gpu.yaml --num_processes {built.n_gpu}"
+            " scripts/train.py`, or set CUDA_VISIBLE_DEVICES=0 to use one"
         )
     return built
 
@@ -283,6 +291,7 @@ def build_trainer(
     validation = prepared.validation
     if training.max_eval_rows is not None:
         validation = validation.select(range(min(training.max_eval_rows, len(validation))))
+    encode_prompts(prepared.tokenizer, training.sample_prompts, context_length(model))
     steps = count_steps(training, plan, prepared)
     trajectory = describe_trajectory(
         arguments,
