@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import traceback
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -66,13 +65,10 @@ def telling_a_dead_reader() -> Iterator[None]:
     try:
         try:
             yield
-        except (ConnectionError, EOFError) as error:
-            # Who waits for its row may see the pipe end before PyTorch sees the process end, which
-            # it then says in here, too.
-            frames = traceback.extract_tb(error.__traceback__)
-            if not any(Path(frame.filename).name == "dataloader.py" for frame in frames):
-                raise
-            raise RuntimeError(f"DataLoader worker: {error}") from error
+        except (ConnectionError, EOFError):
+            # The pipe of a reader ends before PyTorch learns that the process did, and raises here.
+            time.sleep(1)
+            raise
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
