@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import ROOT, TINY_CONFIG, environment, seconds_of_children
-from tests.forked import run_forked, script
+from tests.forked import launched, run_forked, script
 from tinystories_hf.tokenizer import train_tokenizer
 from tinystories_hf.toy import toy_stories
 
@@ -132,7 +132,7 @@ def test_two_processes_that_do_not_divide_the_batch_are_refused(
 ) -> None:
     write_inputs(tmp_path / "work")
     flags = ("--config", "tiny.yaml", "--global_batch_size", "7")
-    done = run_script("train.py", *flags, WORLD_SIZE="2")
+    done = run_script("train.py", *flags, **launched(0, 2, port=29500))
     assert done.returncode == 2
     assert "global_batch_size 7 is not divisible by 2 processes; use 6 or 8" in done.stderr
 
