@@ -17,7 +17,7 @@ from tinystories_hf.arguments import Arguments, GenerationArguments
 from tinystories_hf.corpus import open_corpus
 from tinystories_hf.data import prepare, token_stream
 from tinystories_hf.errors import UserError
-from tinystories_hf.generation import encode_prompt, generate_stories
+from tinystories_hf.generation import decode_after, encode_prompt, generate_stories
 from tinystories_hf.modeling import GPTNeoForCausalLM
 from tinystories_hf.tokenizer import load_tokenizer
 
@@ -76,6 +76,9 @@ def test_a_completion_keeps_the_space_that_it_begins_with(make: Make) -> None:
     assert before.lower() == PROMPT.lower() or make is word_level
     assert before + story.completion == whole
     assert story.prompt == PROMPT
+    ids = tokenizer(f"{PROMPT} a girl", add_special_tokens=False).input_ids
+    cut = len(tokenizer(PROMPT, add_special_tokens=False).input_ids)
+    assert decode_after(tokenizer, ids[:cut], ids[cut:]) == " a girl"
 
 
 def test_a_run_with_another_kind_and_another_end_is_complete(tmp_path: Path) -> None:
