@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from tinystories_hf.download import resolve_commit
 from tinystories_hf.errors import UserError
 from tinystories_hf.generation import load_for_generation
+from tinystories_hf.modeling import GPTNeoForCausalLM
 from tinystories_hf.positions import PAPER_CONTEXT, max_positions
 from tinystories_hf.provenance import FILE, portable, read_record
 from tinystories_hf.tokenizer import vocab_sha256
@@ -58,13 +59,14 @@ def load_subject(
 
     Raises:
         UserError: there is no such model, the Hub cannot be reached, its tokenizer is not a fast
-            one, or it has fewer positions than the context.
+            one, it is no causal model, or it has fewer positions than the context.
     """
     if not Path(name).is_dir():
         revision = resolve_commit(name, "model", revision)
     model, tokenizer = load_for_generation(name, revision)
     if not tokenizer.is_fast:
         raise UserError(f"model: {name} has no fast tokenizer; give it a tokenizer.json")
+    check_causal(model, name)
     run = run_directory(name)
     record = None if run is None else read_record(run)
     positions = max_positions(model)
@@ -82,6 +84,24 @@ def load_subject(
         revision=revision,
         run_id=None if record is None else record.run_id,
     )
+
+
+@torch.inference_mode()
+def check_causal(model: PreTrainedModel, name: str) -> None:
+    """Raise a `UserError` where a token changes what the model predicts before it.
+
+    AutoModelForCausalLM also loads BERT and its like, whose loss would mean nothing.
+    """
+    if isinstance(model, GPTNeoForCausalLM):
+        return
+    ids = torch.tensor([[2, 3, 4, 5], [2, 3, 4, 6]], device=model.device)
+    logits = model(ids, use_cache=False).logits[:, :3]
+    rounding = 100 * torch.finfo(logits.dtype).eps * logits.abs().max()
+    if (logits[0] - logits[1]).abs().max() > rounding:
+        raise UserError(
+            f"model: {name} reads ahead, so that its loss means nothing; give a causal model"
+            " (BERT and its like are one with is_decoder in their config.json)"
+        )
 
 
 def run_directory(name: str) -> Path | None:
