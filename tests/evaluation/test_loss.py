@@ -268,6 +268,11 @@ def test_loss_by_position_adds_up_and_the_interval_holds_the_loss() -> None:
         assert part.loss_interval is not None
         low, high = part.loss_interval
         assert low < part.loss < high
+    stories = tokenize_stories(tokenizer, list(toy_stories(30, 2)))
+    read = reading(stories, PACKED, CONTEXT)
+    losses = token_losses(tiny(len(tokenizer)), read, 8)
+    parts = (stories, losses, positions(read), PACKED, np.ones(30, dtype=bool))
+    assert summarize(*parts, block=3).loss_interval == found.packed.loss_interval, "of ten blocks"
 
 
 def test_the_interval_covers_what_it_should() -> None:
@@ -323,6 +328,22 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="eos_token"):
         tokenize_stories(tokenizer, ["A story."])
+
+
+def test_stories_without_text_have_no_loss_for_a_byte() -> None:
+    from tinystories_hf.errors import UserError
+
+    tokenizer = byte_pairs()
+
+    def measure(texts: list[str], known: list[bool]) -> SplitLoss:
+        validation = Validation(texts, np.array(known), {}, [])
+        return split_loss(
+            tiny(len(tokenizer)), tokenizer, validation, context_length=CONTEXT, batch_size=4
+        )
+
+    with pytest.raises(UserError, match="all empty"):
+        measure(["", ""], [False, False])
+    assert measure(["A cat.", ""], [True, False]).not_in_training is None
 
 
 def test_stories_keep_their_tokens_and_bytes() -> None:

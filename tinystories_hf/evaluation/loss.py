@@ -20,8 +20,10 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from tinystories_hf.evaluation.intervals import Interval, ratio_interval
+from tinystories_hf.errors import UserError
+from tinystories_hf.evaluation.intervals import Interval, block_length, ratio_interval
 from tinystories_hf.evaluation.reading import (
+    PACKED,
     PROTOCOLS,
     Reading,
     TokenizedStories,
@@ -56,7 +58,7 @@ class TokenLoss:
 
     `loss` is in nats per token, the end of each story counted; `bits_per_byte` divides the same
     sum by the UTF-8 bytes of the stories, so that it compares across tokenizers. Intervals are 95%,
-    by bootstrap over stories.
+    by bootstrap over stories; of packed stories over blocks of neighbours.
     """
 
     protocol: str
@@ -104,22 +106,26 @@ def split_loss(
     so that a measurement which was stopped goes on.
 
     Raises:
-        UserError: the tokenizer has no end of text.
+        UserError: the tokenizer has no end of text, or the stories hold no text.
     """
     stories = tokenize_stories(tokenizer, validation.texts)
+    if not stories.bytes.any():
+        raise UserError("dataset: the stories for validation are all empty; give others")
     known = validation.in_training
     everything = np.ones(len(validation.texts), dtype=bool)
     fresh = everything if known is None else ~known
     whole, rest = {}, {}
+    blocks = {PACKED: block_length(len(stories.starts), len(stories.ids), context_length)}
     for protocol in PROTOCOLS:
         read = reading(stories, protocol, context_length)
         losses = token_losses(
             model, read, batch_size, f"loss, {protocol}", scratch=scratch, quiet=quiet
         )
         places = positions(read)
-        whole[protocol] = summarize(stories, losses, places, protocol, everything)
-        if 0 < fresh.sum() < len(fresh):
-            rest[protocol] = summarize(stories, losses, places, protocol, fresh)
+        block = blocks.get(protocol, 1)
+        whole[protocol] = summarize(stories, losses, places, protocol, everything, block)
+        if not fresh.all() and stories.bytes[fresh].any():
+            rest[protocol] = summarize(stories, losses, places, protocol, fresh, block)
     if scratch is not None:
         for path in scratch.parent.glob(f"{scratch.name}-*-{_rank()}.npy"):
             path.unlink()
@@ -225,8 +231,9 @@ def summarize(
     places: np.ndarray[Any, Any],
     protocol: str,
     chosen: np.ndarray[Any, np.dtype[np.bool_]],
+    block: int = 1,
 ) -> TokenLoss:
-    """Sum up the losses of the chosen stories; `chosen` is (stories,)."""
+    """Sum up the losses of the chosen stories, (stories,); `block` is as in `ratio_interval`."""
     nats = np.add.reduceat(losses, stories.starts)[chosen]
     tokens, text_bytes = stories.lengths[chosen], stories.bytes[chosen]
     bits = nats / math.log(2)
@@ -235,10 +242,10 @@ def summarize(
     return TokenLoss(
         protocol=PROTOCOLS[protocol],
         loss=float(loss),
-        loss_interval=ratio_interval(nats, tokens),
+        loss_interval=ratio_interval(nats, tokens, block),
         perplexity=math.exp(loss) if loss < 700 else math.inf,
         bits_per_byte=float(bits.sum() / text_bytes.sum()),
-        bits_per_byte_interval=ratio_interval(bits, text_bytes),
+        bits_per_byte_interval=ratio_interval(bits, text_bytes, block),
         stories=len(nats),
         tokens=int(tokens.sum()),
         bytes=int(text_bytes.sum()),

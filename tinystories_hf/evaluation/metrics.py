@@ -6,7 +6,7 @@
     evaluate.combine([Distinct(), Repetition()]).compute(predictions=stories)
 
 Each takes lists of texts, or what its `inputs_description` says, and returns a dictionary of
-numbers; the functions behind them are those of the suites.
+numbers; the functions behind them are those of the suites. Empty lists are a `ValueError`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import evaluate
 
 from tinystories_hf.evaluation import ngrams
 from tinystories_hf.evaluation.cloze import credit
+from tinystories_hf.evaluation.intervals import require_some
 from tinystories_hf.evaluation.ngrams import words_of
 
 PAPER = """\
@@ -58,6 +59,8 @@ class BitsPerByte(evaluate.Metric):
 
     def _compute(self, predictions: Sequence[float], references: Sequence[str]) -> dict[str, float]:
         text_bytes = sum(len(text.encode()) for text in references)
+        if not text_bytes:
+            raise ValueError("there is nothing to measure: the references hold no byte")
         return {"bits_per_byte": math.fsum(predictions) / math.log(2) / text_bytes}
 
 
@@ -79,6 +82,10 @@ class ClozeAccuracy(evaluate.Metric):
     def _compute(
         self, predictions: Sequence[Sequence[float]], references: Sequence[int]
     ) -> dict[str, float]:
+        require_some(references)
+        for scores, right in zip(predictions, references, strict=True):
+            if not 0 <= right < len(scores):
+                raise ValueError(f"{right} is not the number of one of {len(scores)} answers")
         shares = [credit(*pair) for pair in zip(predictions, references, strict=True)]
         chances = [1 / len(scores) for scores in predictions]
         return {
@@ -100,6 +107,7 @@ class Distinct(evaluate.Metric):
         )
 
     def _compute(self, predictions: Sequence[str]) -> dict[str, float]:
+        require_some(predictions)
         texts = [words_of(text) for text in predictions]
         return {f"distinct_{k}": ngrams.distinct(texts, k) for k in (1, 2, 3, 4)}
 
@@ -117,6 +125,7 @@ class SelfBleu(evaluate.Metric):
         )
 
     def _compute(self, predictions: Sequence[str]) -> dict[str, float]:
+        require_some(predictions)
         found = ngrams.self_bleu([words_of(text) for text in predictions])
         return {"self_bleu": sum(found) / len(found)}
 
@@ -134,6 +143,7 @@ class Repetition(evaluate.Metric):
         )
 
     def _compute(self, predictions: Sequence[str]) -> dict[str, float]:
+        require_some(predictions)
         shares = [ngrams.repetition(words_of(text)) for text in predictions]
         return {"repetition": sum(shares) / len(shares)}
 
@@ -150,6 +160,7 @@ class RougeOverlap(evaluate.Metric):
         )
 
     def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        require_some(references)
         pairs = [
             (words_of(text), words_of(reference))
             for text, reference in zip(predictions, references, strict=True)

@@ -1,0 +1,110 @@
+"""Intervals hold what they should, and measures of nothing say so."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import evaluate
+import numpy as np
+import pytest
+
+from tinystories_hf.evaluation import metrics
+from tinystories_hf.evaluation.intervals import block_length, clustered_mean, ratio_interval
+
+CONTEXT, STORIES, SAMPLES = 256, 250, 120
+
+
+def packed_stories(generator: np.random.Generator) -> tuple[np.ndarray[Any, Any], ...]:
+    """Return the losses and tokens of stories in one stream, cut into windows.
+
+    The first tokens of a window are harder, wherever in a story they fall; with a mean of 2.
+    """
+    lengths = generator.integers(60, 180, size=STORIES)
+    places = np.arange(lengths.sum()) % CONTEXT
+    harder = 3 * np.exp(-places / 32)
+    story = np.repeat(generator.normal(0, 0.1, size=STORIES), lengths)
+    losses = 2 + harder - harder.mean() + story + generator.normal(0, 0.5, size=len(places))
+    return np.add.reduceat(losses, np.cumsum(lengths) - lengths), lengths
+
+
+def alike(generator: np.random.Generator) -> tuple[np.ndarray[Any, Any], ...]:
+    """Return stories of mean 2 whose neighbours are alike, with a correlation of 0.46."""
+    noise = generator.normal(0, 0.2, size=STORIES + 1)
+    tokens = np.full(STORIES, 100)
+    return (2 + noise[1:] + 0.66 * noise[:-1]) * tokens, tokens
+
+
+@pytest.mark.parametrize("sample", [packed_stories, alike])
+def test_the_interval_of_stories_that_depend_on_their_neighbours_holds_the_mean(
+    sample: Callable[[np.random.Generator], tuple[np.ndarray[Any, Any], ...]],
+) -> None:
+    generator = np.random.default_rng(3)
+    held = {"blocks": 0, "apart": 0}
+    for _ in range(SAMPLES):
+        nats, tokens = sample(generator)
+        block = block_length(STORIES, int(tokens.sum()), CONTEXT)
+        for name, found in (
+            ("blocks", ratio_interval(nats, tokens, block)),
+            ("apart", ratio_interval(nats, tokens)),
+        ):
+            assert found is not None
+            held[name] += found[0] <= 2 <= found[1]
+    assert 0.9 <= held["blocks"] / SAMPLES <= 0.99
+    # Taken for independent, all intervals hold it, or too few.
+    assert not 0.9 <= held["apart"] / SAMPLES <= 0.99
+
+
+def test_blocks_are_as_long_as_windows_ask_for_and_leave_ten() -> None:
+    assert block_length(1000, 200_000, 512) == 11
+    assert block_length(100_000, 20_000_000, 512) == 47
+    assert block_length(20, 400, 512) == 2
+    assert block_length(3, 90, 16) == 1
+
+
+def test_a_resample_without_a_count_is_left_out() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = ratio_interval([1.0, 3.0], [0.0, 2.0])
+        assert found is not None
+        assert all(map(math.isfinite, found))
+        assert ratio_interval([1.0, 2.0], [0.0, 0.0]) is None
+        assert ratio_interval([], []) is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "given"),
+    [
+        (metrics.Distinct, {"predictions": []}),
+        (metrics.SelfBleu, {"predictions": []}),
+        (metrics.Repetition, {"predictions": []}),
+        (metrics.RougeOverlap, {"predictions": [], "references": []}),
+        (metrics.ClozeAccuracy, {"predictions": [], "references": []}),
+        (metrics.ClozeAccuracy, {"predictions": [[]], "references": [0]}),
+        (metrics.ClozeAccuracy, {"predictions": [[0.5, 1.0]], "references": [2]}),
+        (metrics.BitsPerByte, {"predictions": [], "references": []}),
+        (metrics.BitsPerByte, {"predictions": [1.0], "references": [""]}),
+    ],
+)
+def test_a_measure_of_nothing_says_what_is_missing(
+    metric: type[evaluate.Metric], given: dict[str, list[Any]], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"there is nothing to measure|is not the number of"):
+        metric(cache_dir=str(tmp_path)).compute(**given)
+
+
+@pytest.mark.parametrize("name", ["Distinct", "SelfBleu", "Repetition"])
+@pytest.mark.parametrize("texts", [[""], ["Hi."], ["", ""], ["...", "Hi."]])
+def test_texts_without_words_or_company_measure_zero_or_more(
+    name: str, texts: list[str], tmp_path: Path
+) -> None:
+    found = getattr(metrics, name)(cache_dir=str(tmp_path)).compute(predictions=texts)
+    assert all(0 <= value <= 1 for value in found.values())
+
+
+def test_the_mean_of_no_values_is_refused() -> None:
+    with pytest.raises(ValueError, match="there is nothing to measure"):
+        clustered_mean([], [])
