@@ -136,7 +136,7 @@ def main() -> None:
     commit, dirty = provenance.git_state()
     exported = json.loads((flags.model / "onnx" / onnx_export.RECORD).read_text())
     found |= {
-        "weights_sha256": exported["weights_sha256"],
+        "safetensors_sha256": exported["safetensors_sha256"],
         "created": provenance.now(),
         "git_commit": commit,
         "git_dirty": dirty,

@@ -39,7 +39,7 @@ def write_export(run_dir: Path) -> None:
     for name in names:
         (folder / name).write_bytes(b"\0graph " + name.encode())
     record = {
-        "weights_sha256": file_sha256(run_dir / "model.safetensors"),
+        "safetensors_sha256": file_sha256(run_dir / "model.safetensors"),
         "files": {name: {"sha256": file_sha256(folder / name)} for name in names},
     }
     (folder / "export.json").write_text(json.dumps(record))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,9 +154,40 @@ def test_a_graph_that_the_exporter_fixed_to_one_token_is_refused(
         onnx_graph.write_graph(model, tmp_path / "model.onnx")
 
 
+def hashes(found: Any) -> Iterator[tuple[str, str]]:
+    """Yield each hash in JSON with the name it goes by; files have one of their own each."""
+    for key, value in found.items() if isinstance(found, dict) else ():
+        if key.endswith("_sha256") and value is not None:
+            yield key, value
+        yield from hashes(value)
+    for value in found if isinstance(found, list) else ():
+        yield from hashes(value)
+
+
+def test_a_hash_has_one_meaning_in_all_files_of_a_run(exported_run: Path) -> None:
+    names = ("run.json", "eval_results.json", "onnx/export.json", "checkpoint-20/checkpoint.json")
+    meanings: dict[str, set[str]] = {}
+    for name in names:
+        for key, value in hashes(json.loads((exported_run / name).read_text(encoding="utf-8"))):
+            meanings.setdefault(key, set()).add(value)
+    assert {"weights_sha256", "safetensors_sha256", "vocab_sha256"} <= meanings.keys()
+    assert [key for key, values in meanings.items() if len(values) > 1] == []
+
+
+def test_an_export_that_an_earlier_version_recorded_is_still_read(
+    exported_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(exported_run, tmp_path / "run"))
+    path = run / "onnx" / "export.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["weights_sha256"] = record.pop("safetensors_sha256")
+    path.write_text(json.dumps(record), encoding="utf-8")
+    onnx_export.check_export(run)
+
+
 def test_an_export_says_what_it_was_made_from_and_how_near_it_is(exported_run: Path) -> None:
     record = json.loads((exported_run / "onnx" / "export.json").read_text())
-    assert record["weights_sha256"] == file_sha256(exported_run / "model.safetensors")
+    assert record["safetensors_sha256"] == file_sha256(exported_run / "model.safetensors")
     for name in ("model.onnx", "model_quantized.onnx"):
         path = exported_run / "onnx" / name
         assert record["files"][name]["sha256"] == file_sha256(path)

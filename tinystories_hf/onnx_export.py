@@ -58,11 +58,12 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 class ExportRecord:
     """`export.json`: what was exported, what from, and how near it is to PyTorch.
 
-    `largest_difference` is between the logits of fp32 and PyTorch's; the losses, in nats per token,
-    are over `tokens` tokens of the sentences of the cloze suite.
+    `safetensors_sha256` is that of the file; `weights_sha256` of `eval_results.json` is that of the
+    tensors. `largest_difference` is between the logits of fp32 and PyTorch's; the losses, in nats
+    per token, are over `tokens` tokens of the sentences of the cloze suite.
     """
 
-    weights_sha256: str
+    safetensors_sha256: str
     parameters: int
     files: dict[str, dict[str, Any]]
     largest_difference: float
@@ -107,7 +108,7 @@ def export_onnx(folder: Path) -> ExportRecord:
         losses = [graph_loss(path, ids, context_length(model)) for path in (fp32, q8)]
         _refuse_lossy(*losses)
         record = ExportRecord(
-            weights_sha256=file_sha256(folder / WEIGHTS),
+            safetensors_sha256=file_sha256(folder / WEIGHTS),
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             files={path.name: _describe(path) for path in (fp32, q8)},
             largest_difference=difference,
@@ -137,7 +138,8 @@ def check_export(folder: Path, names: Sequence[str] | None = None) -> None:
         raise UserError(f"{folder} is not exported; run {command}")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        weights = record["weights_sha256"]
+        # The older name is that of another hash elsewhere.
+        weights = record.get("safetensors_sha256") or record["weights_sha256"]
         stored = {name: entry["sha256"] for name, entry in record["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is no record of an export; run {command}") from None
