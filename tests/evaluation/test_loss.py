@@ -26,6 +26,7 @@ from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoForCausalLM as St
 from tests.bars import Bars
 from tests.conftest import LAUNCH, ROOT, SHARED, environment
 from tests.forked import run_forked, script
+from tests.kinds import byte_fallback, word_piece
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.data import prepare
 from tinystories_hf.evaluation import loss as loss_module
@@ -91,7 +92,7 @@ def gpt_neo() -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(SHARED / "data" / "gpt-neo-tokenizer")
 
 
-TOKENIZERS = [byte_pairs, words_with_marks, gpt_neo]
+TOKENIZERS = [byte_pairs, words_with_marks, gpt_neo, word_piece, byte_fallback]
 
 
 def tiny(vocab_size: int, seed: int = 0) -> GPTNeoForCausalLM:
