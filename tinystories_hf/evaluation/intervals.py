@@ -60,7 +60,7 @@ def block_length(stories: int, tokens: int, context_length: int) -> int:
     spans four windows at least, and more for many stories; it leaves ten blocks at least.
     """
     windows = 4 * context_length * stories / tokens
-    return max(1, min(math.ceil(max(windows, stories ** (1 / 3))), stories // 10))
+    return max(1, min(math.ceil(max(windows, math.pow(stories, 1 / 3))), stories // 10))
 
 
 def require_some(values: Sequence[Any]) -> None:
