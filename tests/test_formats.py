@@ -24,14 +24,14 @@ from tinystories_hf.data import describe, prepare
 from tinystories_hf.errors import UserError
 from tinystories_hf.formats import CODECS, SUFFIXES
 from tinystories_hf.readers import read_json, read_text
-from tinystories_hf.splits import Story
+from tinystories_hf.splits import OptionalStory
 
 Parse = Callable[..., Arguments]
 STORIES = ["One.\n\nMore.", "Two “quoted”, it said.", ""]
 PACKED = [f"{kind}{codec}" for kind in SUFFIXES[:-1] for codec in CODECS]
 
 
-def read(parse: Parse, path: Path, *flags: str) -> list[Story]:
+def read(parse: Parse, path: Path, *flags: str) -> list[OptionalStory]:
     flags = ("--validation_file", str(path), *flags)
     return list(open_corpus(parse("--dataset", str(path), *flags).data).train.read())
 

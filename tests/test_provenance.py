@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+from tinystories_hf.arguments import Arguments
 from tinystories_hf.errors import UserError
 from tinystories_hf.files import write_json
 from tinystories_hf.provenance import (
     FILE,
+    configuration,
     git_state,
     portable,
     power_limit_watts,
@@ -85,3 +88,11 @@ def test_json_is_written_by_one_rename(tmp_path: Path) -> None:
         write_json(tmp_path / "a.json", {"b": object()})
     assert json.loads((tmp_path / "a.json").read_text()) == {"b": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("separator", ["/", "~", "~~~", "//", "/usr"])
+def test_a_separator_that_looks_like_a_path_is_recorded_as_it_is(
+    tiny_arguments: Callable[..., Arguments], separator: str
+) -> None:
+    arguments = tiny_arguments("--story_separator", separator)
+    assert configuration(arguments)["data"]["story_separator"] == separator

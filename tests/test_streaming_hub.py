@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import subprocess
@@ -20,7 +21,7 @@ from tests.test_corpus import HUB_READ, parquet
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.corpus import open_corpus
 from tinystories_hf.errors import UserError
-from tinystories_hf.splits import Story
+from tinystories_hf.splits import OptionalStory
 
 Parse = Callable[..., Arguments]
 STREAMING = ("--streaming", "--max_steps", "1", "--dataset", "some/stories")
@@ -36,7 +37,7 @@ def stories(hub: LoopbackHub) -> LoopbackHub:
             "data/train-00000-of-00002.parquet": parquet(STORIES[:3]),
             "data/train-00001-of-00002.parquet": parquet(STORIES[3:]),
             "data/validation-00000-of-00001.parquet": parquet(["Other."]),
-            "train.txt": "\n<|endoftext|>\n".join(STORIES).encode(),
+            "train.txt.gz": gzip.compress("\n<|endoftext|>\n".join(STORIES).encode()),
             "train.jsonl": "\n".join(json.dumps({"text": text}) for text in STORIES).encode(),
             "train.parquet": parquet(STORIES),
             "other.txt": b"Other.",
@@ -49,7 +50,7 @@ def stories(hub: LoopbackHub) -> LoopbackHub:
     ("flags", "error"),
     [
         ((), ""),
-        (("--train_file", "train.txt", "--validation_file", "other.txt"), ""),
+        (("--train_file", "train.txt.gz", "--validation_file", "other.txt"), ""),
         (("--train_file", "train.jsonl", "--validation_file", "other.txt"), ""),
         (("--train_file", "train.parquet", "--validation_file", "other.txt"), ""),
         (("--train_file", "data/train-*", "--validation_file", "o*.txt"), ""),
@@ -98,7 +99,7 @@ def large(hub: LoopbackHub, client: list[float], monkeypatch: pytest.MonkeyPatch
     return hub
 
 
-def read_stories(parse: Parse, *flags: str) -> Iterator[Story]:
+def read_stories(parse: Parse, *flags: str) -> Iterator[OptionalStory]:
     places = ("--tokenizer", "made")
     return open_corpus(parse(*STREAMING, *places, *flags).data).train.read()
 

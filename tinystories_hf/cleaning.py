@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
 
 from tinystories_hf.arguments import DataArguments
-from tinystories_hf.splits import Story
+from tinystories_hf.splits import OptionalStory
 
 
 @dataclass
@@ -40,7 +40,7 @@ def options(data: DataArguments) -> list[str]:
 
 
 def clean(
-    stories: Iterable[Story],
+    stories: Iterable[OptionalStory],
     data: DataArguments,
     counts: CleaningCounts,
     other_split: Set[bytes] = frozenset(),

@@ -32,7 +32,7 @@ from tinystories_hf.split_files import (
     shown,
     split_of,
 )
-from tinystories_hf.splits import Advance, Corpus, Split, Story, hold_out
+from tinystories_hf.splits import Advance, Corpus, OptionalStory, Split, hold_out
 from tinystories_hf.tables import require_column, stories_of_records, texts_of
 from tinystories_hf.tokenizer import END_OF_TEXT
 
@@ -86,7 +86,7 @@ def _find_splits(data: DataArguments) -> tuple[Split, Split | None]:
 def _toy(data: DataArguments) -> Split:
     from tinystories_hf import toy
 
-    def stories(advance: Advance) -> Iterator[Story]:
+    def stories(advance: Advance) -> Iterator[OptionalStory]:
         for story in toy.toy_stories(data.toy_stories, data.toy_seed):
             advance(1)
             yield story
@@ -235,7 +235,7 @@ def _local_files(paths: list[Path], data: DataArguments) -> Split:
 
 def _read_all(
     paths: Iterable[Path | HubFile], data: DataArguments, advance: Advance
-) -> Iterator[Story]:
+) -> Iterator[OptionalStory]:
     return itertools.chain.from_iterable(read_stories(path, data, advance) for path in paths)
 
 
@@ -273,7 +273,7 @@ def _hub(data: DataArguments) -> tuple[Split, Split | None]:
 def _hub_files(data: DataArguments, commit: str, pattern: str) -> Split:
     """Describe the file of a Hub dataset, or those that match a pattern."""
 
-    def stories(advance: Advance) -> Iterator[Story]:
+    def stories(advance: Advance) -> Iterator[OptionalStory]:
         from tinystories_hf.download import HubFile, download_files, list_files
 
         there = list_files(data.dataset, commit)
@@ -296,7 +296,7 @@ def _hub_files(data: DataArguments, commit: str, pattern: str) -> Split:
 
 
 def _hub_split(data: DataArguments, commit: str, split: str) -> Split:
-    def stories(advance: Advance) -> Iterator[Story]:
+    def stories(advance: Advance) -> Iterator[OptionalStory]:
         import datasets
 
         from tinystories_hf.download import explain, resolve_commit

@@ -28,6 +28,7 @@ FILE = "run.json"
 TRAIN_RESULTS = "train_results.json"
 EVAL_RESULTS = "eval_results.json"
 SAMPLES_FILE = "samples.md"
+NO_PATHS = ("story_separator",)  # `/` and `~` are none there
 LIBRARIES = (
     "tinystories_hf",
     "torch",
@@ -166,7 +167,10 @@ def versions(*more: str) -> dict[str, str]:
 def configuration(arguments: Arguments) -> dict[str, Any]:
     """Return every setting of a run, without what gives its machine away."""
     return {
-        name: {key: portable(value) for key, value in asdict(part).items()}
+        name: {
+            key: value if key in NO_PATHS else portable(value)
+            for key, value in asdict(part).items()
+        }
         for name, part in arguments._asdict().items()
     }
 

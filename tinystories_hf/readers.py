@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinystories_hf.errors import UserError, readable
 from tinystories_hf.formats import BLOCK, SAVED, format_of, naming_bad_bytes, opened, require_no_nul
-from tinystories_hf.splits import Advance, Story, ignore
+from tinystories_hf.splits import Advance, OptionalStory, ignore
 from tinystories_hf.tables import (
     read_parquet,
     read_saved,
@@ -43,7 +43,9 @@ OTHER_SEPARATORS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>
 _JSON_SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def read_stories(path: Path | HubFile, data: DataArguments, advance: Advance) -> Iterator[Story]:
+def read_stories(
+    path: Path | HubFile, data: DataArguments, advance: Advance
+) -> Iterator[OptionalStory]:
     """Yield the stories of a file or saved dataset, None for a null text with `drop_null`.
 
     Raises:

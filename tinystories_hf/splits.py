@@ -11,7 +11,7 @@ from typing import Any, Literal
 from tinystories_hf.errors import UserError
 
 # None is a record without text, which cleaning counts and leaves out; see `drop_null`.
-Story = str | None
+OptionalStory = str | None
 Advance = Callable[[int], object]
 
 
@@ -29,12 +29,12 @@ class Split:
     """
 
     identity: dict[str, Any]
-    stories: Callable[[Advance], Iterator[Story]]
+    stories: Callable[[Advance], Iterator[OptionalStory]]
     total: int | None = None
     unit: Literal["stories", "bytes"] = "stories"
     text_bytes: int = 0
 
-    def read(self, advance: Advance = ignore) -> Iterator[Story]:
+    def read(self, advance: Advance = ignore) -> Iterator[OptionalStory]:
         """Return all stories from the first; `advance` is called with the units just read."""
         return self.stories(advance)
 
@@ -67,7 +67,8 @@ def hold_out(split: Split, share: float, seed: int) -> Corpus:
         least, most = 2**64, -1
         for story in split.read():
             if story is not None and story.strip():  # a blank one is no validation
-                least, most = min(least, hash_of(story)), max(most, hash_of(story))
+                found = hash_of(story)
+                least, most = min(least, found), max(most, found)
                 if least < limit <= most:
                     return limit
         if least >= most:  # no two stories differ
@@ -75,7 +76,7 @@ def hold_out(split: Split, share: float, seed: int) -> Corpus:
         return most if most < limit else least + 1
 
     def part(name: str, held: bool) -> Split:
-        def stories(advance: Advance) -> Iterator[Story]:
+        def stories(advance: Advance) -> Iterator[OptionalStory]:
             limit = bound()
             for story in split.read(advance):
                 if (story is not None and hash_of(story) < limit) == held:
@@ -89,7 +90,7 @@ def hold_out(split: Split, share: float, seed: int) -> Corpus:
     return Corpus(part("train", False), part("validation", True))
 
 
-def stories_with_progress(split: Split, what: str, quiet: bool) -> Iterator[Story]:
+def stories_with_progress(split: Split, what: str, quiet: bool) -> Iterator[OptionalStory]:
     """Yield the stories under a progress bar of what has been read, shown on a terminal alone."""
     from tqdm.auto import tqdm
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tinystories_hf.errors import UserError
 from tinystories_hf.formats import files_of, require_content
 from tinystories_hf.parsing import brief
-from tinystories_hf.splits import Advance, Story, ignore
+from tinystories_hf.splits import Advance, OptionalStory, ignore
 from tinystories_hf.tokenizer import END_OF_TEXT
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def require_text(where: str, value: object) -> str:
 
 def stories_of_records(
     where: str, records: Iterable[tuple[int, object]], drop_null: bool = False
-) -> Iterator[Story]:
+) -> Iterator[OptionalStory]:
     """Yield the stories of numbered records; one with a separator in its text holds several.
 
     Raises:
