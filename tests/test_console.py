@@ -1,8 +1,11 @@
-"""What a script prints never ends it, wherever the output goes."""
+"""What a script prints never ends it, wherever the output goes, and its commands are true."""
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +19,7 @@ from tests.forked import run_forked, script
 from tests.test_hygiene import calls
 from tinystories_hf.arguments import parse_arguments
 from tinystories_hf.benchmark.run import parse_benchmark_arguments
+from tinystories_hf.console import script_command
 from tinystories_hf.errors import UserError
 from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
 from tinystories_hf.script_arguments import (
@@ -105,6 +109,48 @@ def test_a_full_disk_below_the_output_is_said_once(tmp_path: Path) -> None:
     assert said.splitlines()[-1] == b"error: the output cannot be written: No space left on device"
     assert b"Traceback" not in said
     assert run_printing(tmp_path, "2> /dev/full")[0] == 0
+
+
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "scripts", ROOT.parent, Path("/")])
+def test_a_printed_command_is_true_in_the_folder_where_it_is_printed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    python, script, *words = shlex.split(script_command("generate.py", "--prompt", "Tom's cat"))
+    assert Path(shutil.which(python) or "").samefile(sys.executable)
+    assert Path(script).samefile(ROOT / "scripts" / "generate.py")
+    assert words == ["--prompt", "Tom's cat"]
+
+
+def test_the_command_that_a_run_prints_last_is_one_of_generate(
+    trained_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained_run.parent)
+    last = (trained_run.parent / "stdout.txt").read_text(encoding="utf-8").splitlines()[-1]
+    _, script, *words = shlex.split(last)
+    assert Path(script).samefile(ROOT / "scripts" / "generate.py")
+    assert Path(parse_generation_arguments(words).model).samefile(trained_run)
+
+
+def test_a_run_that_was_moved_says_which_text_is_missing_and_what_replaces_it(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    record["configuration"]["data"] |= {"dataset": "stories.txt", "prepared_dir": "elsewhere"}
+    record["dataset"]["train"]["source"] = {"file": "stories.txt", "sha256": "0"}
+    (run_dir / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(UserError, match=r"run.json names the text stories\.txt, .* --dataset"):
+        parse_evaluation_arguments(["--model", str(run_dir)])
+    text = str(tmp_path / "moved.txt")
+    request = parse_evaluation_arguments(["--model", str(run_dir), "--dataset", text])
+    assert request.data.dataset == text
+
+
+def test_where_rows_were_prepared_is_forgotten_once_a_run_is_elsewhere(run_dir: Path) -> None:
+    record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    record["configuration"]["data"]["prepared_dir"] = "elsewhere"
+    (run_dir / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    assert parse_evaluation_arguments(["--model", str(run_dir)]).data.prepared_dir is None
 
 
 def train_unread(words: list[str]) -> None:

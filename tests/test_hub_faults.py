@@ -11,6 +11,7 @@ from tests.loopback_hub import LoopbackHub
 from tests.loopback_state import Fault
 from tests.publishing import REPO, on_disk, published
 from tinystories_hf import hub as publishing
+from tinystories_hf.console import script_command
 from tinystories_hf.destination import Destination
 from tinystories_hf.errors import RunError
 from tinystories_hf.hub import publish
@@ -34,7 +35,7 @@ def publish_until_it_succeeds(mine: LoopbackHub, run_dir: Path, pushes: int = 4)
         if not said:
             assert there == on_disk(run_dir)
             return number
-        assert "to publish it: python scripts/push_to_hub.py --model" in said
+        assert f"to publish it: {script_command('push_to_hub.py', '--model')}" in said
         assert there in ({}, on_disk(run_dir))
     raise AssertionError(f"not published after {pushes} pushes")
 

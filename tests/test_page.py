@@ -21,6 +21,7 @@ from huggingface_hub import constants
 from tests.conftest import ROOT, environment
 from tests.measure_page import table
 from tests.page_browser import npm, require_libraries
+from tinystories_hf.console import script_command
 from tinystories_hf.errors import UserError
 from tinystories_hf.files import file_sha256
 from tinystories_hf.page import build, libraries
@@ -155,7 +156,7 @@ def test_a_model_that_is_not_exported_or_no_longer_is_names_the_command(
     exported_run: Path, tmp_path: Path, without_npm: None
 ) -> None:
     run = Path(shutil.copytree(exported_run, tmp_path / "run"))
-    command = f"run python scripts/export_onnx.py --model {run}"
+    command = f"run {script_command('export_onnx.py', '--model', str(run))}"
     weights = (run / "model.safetensors").read_bytes()
     (run / "model.safetensors").write_bytes(weights + b" ")
     with pytest.raises(UserError, match=f"was exported from other weights; {command}"):

@@ -75,7 +75,7 @@ def test_the_log_is_for_people(trained_run: Path) -> None:
     out = (trained_run.parent / "stdout.txt").read_text()
     assert "8 sequences per step = 8 per device x 1 process x 1 accumulation step" in out
     assert "tokens/s" in out
-    assert "python scripts/generate.py --model run --prompt 'Once upon a time'" in out
+    assert "generate.py --model run --prompt 'Once upon a time'" in out
     # Checkpoints of a model this small are written within one tick of the file system's clock.
     said = (trained_run.parent / "stderr.txt").read_text().splitlines()
     assert [line for line in said if "mtime may not be reliable" not in line] == []

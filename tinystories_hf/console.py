@@ -1,15 +1,20 @@
-"""Standard output and standard error of a script, which never ends because of what it prints."""
+"""What a script prints: streams that never end it, and commands that can be run as they are."""
 
 from __future__ import annotations
 
 import errno
 import io
 import os
+import shlex
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from tinystories_hf.errors import RunError
 
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 # A pipe whose reader has closed it (EINVAL on Windows), and a terminal that was closed.
 NO_READER = {errno.EPIPE, errno.EIO, *([errno.EINVAL] if os.name == "nt" else [])}
 
@@ -64,3 +69,20 @@ def _discard(number: int) -> None:
         os.dup2(nowhere, number)
         os.close(nowhere)
     os.set_inheritable(number, True)
+
+
+def script_command(name: str, *words: str) -> str:
+    """Return a command line that runs a script of this package from the current folder.
+
+    Paths are relative where they lie below it. `words` that are paths are so already.
+    """
+    python = shutil.which("python")
+    same = python is not None and Path(python).absolute() == Path(sys.executable).absolute()
+    command = ["python" if same else _from_here(Path(sys.executable)), _from_here(SCRIPTS / name)]
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    return join([*command, *words])
+
+
+def _from_here(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from tinystories_hf import checkpoints, provenance
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.card import write_card
+from tinystories_hf.console import script_command
 from tinystories_hf.data import PreparedData
 from tinystories_hf.destination import Destination
 from tinystories_hf.evaluation.arguments import EvaluationArguments
@@ -131,9 +129,7 @@ def print_ending(arguments: Arguments, samples: list[Story], loss: dict[str, Any
         f"\nvalidation  {loss['loss']:.4f} nats per token, {loss['bits_per_byte']:.4f} bits per"
         f" byte, all {loss['tokens']:,} tokens"
     )
-    run_dir, prompt = arguments.training.output_dir, arguments.training.sample_prompts[0]
-    python = os.path.relpath(sys.executable)
-    python = "python" if python.startswith("..") else python
-    command = [python, "scripts/generate.py", "--model", run_dir, "--prompt", prompt]
+    run_dir, prompts = arguments.training.output_dir, arguments.training.sample_prompts
+    words = ["--model", run_dir, "--prompt", *(prompts[:1] or ["Once upon a time"])]
     print(f"saved       {run_dir}; more stories with")
-    print(f"  {shlex.join(command)}", flush=True)
+    print(f"  {script_command('generate.py', *words)}", flush=True)

@@ -7,7 +7,6 @@ model. `HF_ENDPOINT` and `HF_TOKEN` work as everywhere in Hugging Face.
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from huggingface_hub import HfApi, constants
 from tinystories_hf import provenance
 from tinystories_hf.arguments import HubArguments
 from tinystories_hf.card import CARD_FILE, render_card, write_card
+from tinystories_hf.console import script_command
 from tinystories_hf.destination import (
     MAIN,
     OF_THE_HUB,
@@ -155,15 +155,14 @@ def staged_files(run_dir: Path) -> dict[str, Path]:
 
 def retry_command(run_dir: Path, destination: Destination) -> str:
     """Return the command line that publishes a run again."""
-    words = ["python", "scripts/push_to_hub.py", "--model", str(run_dir)]
-    words += ["--repo", destination.repo_id]
+    words = ["--model", str(run_dir), "--repo", destination.repo_id]
     if destination.revision != MAIN:
         words += ["--revision", destination.revision]
     if destination.private:
         words.append("--private")
     if destination.overwrite:
         words.append("--overwrite")
-    return shlex.join(words)
+    return script_command("push_to_hub.py", *words)
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:

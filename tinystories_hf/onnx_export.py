@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from tinystories_hf import provenance
+from tinystories_hf.console import script_command
 from tinystories_hf.errors import RunError, UserError
 from tinystories_hf.evaluation.cloze import cloze_items
 from tinystories_hf.evaluation.reading import encode
@@ -132,7 +132,7 @@ def check_export(folder: Path, names: Sequence[str] | None = None) -> None:
     Raises:
         UserError: there is no export, it is of other weights, or a graph is another or none.
     """
-    command = shlex.join(["python", "scripts/export_onnx.py", "--model", str(folder)])
+    command = script_command("export_onnx.py", "--model", str(folder))
     path = folder / FOLDER / RECORD
     if not path.is_file():
         raise UserError(f"{folder} is not exported; run {command}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 
+from tinystories_hf.console import script_command
 from tinystories_hf.destination import (
     OF_THE_HUB,
     Destination,
@@ -80,18 +80,17 @@ def page_files(site: Path) -> dict[str, Path]:
 
 def retry_command(site: Path, destination: Destination) -> str:
     """Return the command line that publishes a page again."""
-    words = ["python", "scripts/push_to_hub.py", "--site", str(site)]
-    words += ["--space", destination.repo_id]
+    words = ["--site", str(site), "--space", destination.repo_id]
     words += ["--private"] if destination.private else []
     words += ["--overwrite"] if destination.overwrite else []
-    return shlex.join(words)
+    return script_command("push_to_hub.py", *words)
 
 
 def _require_page(site: Path) -> None:
     if not is_page(site):
         raise UserError(
-            f"site: {site} is no page; build it with python scripts/build_page.py --model runs/xs"
-            f" --out {shlex.quote(str(site))}"
+            f"site: {site} is no page; build it with"
+            f" {script_command('build_page.py', '--model', 'runs/xs', '--out', str(site))}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -148,6 +149,9 @@ def _text(models: Sequence[str], named: dict[str, Setting]) -> DataArguments:
                     f"{first} and {name} were trained on different text; name the one to measure"
                     " on with --dataset"
                 )
+        _require_text(Path(first), base)
+        if not Path(base["prepared_dir"] or "").is_dir():  # a name of another folder or machine
+            base = {**base, "prepared_dir": None}
         settings = {key: Setting(value, f"{first}/{FILE}: {key}") for key, value in base.items()}
         layers = [settings]
     else:
@@ -156,6 +160,21 @@ def _text(models: Sequence[str], named: dict[str, Setting]) -> DataArguments:
             for layer in yaml_layers(DEFAULT_CONFIG)
         ]
     return build(DataArguments, merge([*layers, named], known))
+
+
+def _require_text(run: Path, settings: Mapping[str, Any]) -> None:
+    """Raise a `UserError` where the text that a run records is files that are not here.
+
+    A run that was moved, or is evaluated from another folder, records a path that leads nowhere.
+    """
+    source = json.loads((run / FILE).read_text(encoding="utf-8"))["dataset"]["train"]["source"]
+    name = settings["dataset"]
+    there = Path(name).exists() or glob.glob(name, recursive=True)  # noqa: PTH207
+    if not there and not {"hub", "toy"} & source.keys():
+        raise UserError(
+            f"dataset: {run / FILE} names the text {name}, which is not there; name it with"
+            " --dataset"
+        )
 
 
 def _recorded(folder: Path) -> dict[str, Any] | None:
