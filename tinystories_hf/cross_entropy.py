@@ -11,8 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
+from torch.nn.modules.module import _has_any_global_hook
 
 from tinystories_hf import kernels
 
@@ -31,6 +34,7 @@ def causal_lm_loss(
     weight: torch.Tensor,
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
+    shift_labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the mean loss of the next tokens in nats, as stock `GPTNeoForCausalLM` defines it.
 
@@ -40,14 +44,18 @@ def causal_lm_loss(
         labels: (batch, length), not shifted; integers; -100 is not counted.
         num_items_in_batch: what the sum is divided by, where gradients are accumulated over several
             batches; the number of labels that are counted, where None.
+        shift_labels: labels already shifted, taken in place of those.
 
     Raises:
         IndexError: a label is neither -100 nor in the vocabulary (on a GPU: the device's assert).
         RuntimeError, ValueError: labels are no integers, or not as many as hidden states.
     """
     hidden_states = hidden_states.flatten(0, -2)
-    labels = _as_targets(labels, hidden_states)
-    targets = functional.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+    if shift_labels is None:
+        labels = _as_targets(labels, hidden_states)
+        targets = functional.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+    else:
+        targets = _as_targets(shift_labels, hidden_states)
     total: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden_states, weight, targets.flatten(), _head_dtype(hidden_states)
     )
@@ -83,6 +91,40 @@ def _as_targets(labels: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tens
             f"there are {len(hidden_states)} tokens but labels of shape {tuple(labels.shape)}"
         )
     return labels.to(hidden_states.device, torch.int64)
+
+
+def is_plain_linear(head: nn.Module) -> bool:
+    """Tell whether a head is nothing but the product with its weight, and need not be called.
+
+    It is more where it is an adapter, quantized, parametrized, offloaded or watched by a hook. A
+    head that shares its weight with the embedding may be sharded (FSDP2): when the hidden states
+    are there, so is the weight.
+    """
+    is_sharded = isinstance(head, FSDPModule)
+    known = type(head).__bases__[-1] if is_sharded else type(head)
+    return (
+        known is nn.Linear
+        and head.bias is None
+        and head.weight.is_floating_point()
+        and not head.weight.is_meta
+        and (is_sharded or type(head.weight) is nn.Parameter)
+        and not is_hooked(head, known_hooks=int(is_sharded))
+    )
+
+
+def is_hooked(module: nn.Module, known_hooks: int = 0) -> bool:
+    """Tell whether calling a module does more than its class's `forward`.
+
+    Of the hooks before and after it, so many are known to do nothing here.
+    """
+    return bool(
+        len(module._forward_hooks) > known_hooks
+        or len(module._forward_pre_hooks) > known_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or _has_any_global_hook()
+    )
 
 
 def _head_dtype(hidden_states: torch.Tensor) -> torch.dtype:
@@ -137,7 +179,7 @@ def _by_chunks(
     grad_states = torch.empty_like(hidden_states) if with_gradient else losses.new_empty(0)
     grad_weight = torch.zeros_like(weight, dtype=wide) if with_gradient else losses.new_empty(0)
     chunk = chunk_tokens(weight)
-    one = _kernel_chunk if _has_kernel(weight) else _torch_chunk
+    one = _kernel_chunk if kernels.can_read(weight) else _torch_chunk
     for start in range(0, tokens, chunk):
         part = slice(start, start + chunk)
         states = hidden_states[part]
@@ -157,11 +199,6 @@ def chunk_tokens(weight: torch.Tensor) -> int:
         1, len(weight) * weight.element_size()
     )
     return max(kernels.LANES, chunk // kernels.LANES * kernels.LANES)
-
-
-def _has_kernel(weight: torch.Tensor) -> bool:
-    known = weight.dtype in (torch.float32, torch.bfloat16)
-    return kernels.in_main_memory(weight) and known and kernels.available()
 
 
 def _kernel_chunk(

@@ -98,9 +98,9 @@ def decode(
     for step in range(told.shape[1]):
         logits = model(
             ids.to(device),
+            cache,
             attention_mask=_mask(padding[rows], width + step, device),
             position_ids=positions.to(device),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]

@@ -60,6 +60,21 @@ def in_main_memory(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and type(tensor) in (torch.Tensor, torch.nn.Parameter)
 
 
+def can_read(tensor: torch.Tensor) -> bool:
+    """Return whether a kernel may be called on a tensor: there are numbers, in a type it knows.
+
+    There are none while PyTorch traces, compiles or transforms the code.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and not torch._C._are_functorch_transforms_active()
+        and in_main_memory(tensor)
+        and tensor.dtype in (torch.float32, torch.bfloat16)
+        and available()
+    )
+
+
 def attention_forward(
     settings: AttentionSettings, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,8 @@ weights, their names, its initialization and all that it saves are the stock mod
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,35 +16,75 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
+from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
+    GenerationMixin,
     GPTNeoConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.cache_utils import Cache
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.gpt_neo import modeling_gpt_neo as stock
 
-from tinystories_hf import attention  # noqa: F401  (makes "sdpa" known to GPT-Neo)
-from tinystories_hf.arguments import FLASH_REFUSED, ModelArguments
-from tinystories_hf.cross_entropy import causal_lm_loss, token_losses
+from tinystories_hf.arguments import ModelArguments
+from tinystories_hf.attention import ChosenAttention, GPTNeoAttention, take_word
+from tinystories_hf.cross_entropy import (
+    causal_lm_loss,
+    is_hooked,
+    is_plain_linear,
+    token_losses,
+)
 from tinystories_hf.files import check_readable
+from tinystories_hf.masks import block_mask
+
+# Transformers has renamed arguments before: ours are those of the installed version.
+MODEL_SIGNATURE = inspect.signature(stock.GPTNeoModel.forward)
+CAUSAL_LM_SIGNATURE = inspect.signature(stock.GPTNeoForCausalLM.forward)
+MODEL_ARGUMENTS = tuple(MODEL_SIGNATURE.parameters)[1:-1]
+CAUSAL_LM_ARGUMENTS = tuple(CAUSAL_LM_SIGNATURE.parameters)[1:-1]
 
 
-class GPTNeoModel(stock.GPTNeoModel):
-    """The blocks of GPT-Neo with `attn_implementation` "sdpa" (the default) or "eager"."""
+def _signed(signature: inspect.Signature, *more: str) -> Callable[[Any], Any]:
+    """Have a method show this signature, and `more` switches: Transformers asks what it takes."""
+    *named, rest = signature.parameters.values()
+    switches = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False) for name in more
+    ]
 
-    _supports_sdpa = True
+    def sign(method: Any) -> Any:
+        method.__signature__ = signature.replace(parameters=[*named, *switches, rest])
+        return method
+
+    return sign
+
+
+def _by_name(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+class GPTNeoModel(ChosenAttention, stock.GPTNeoModel):
+    """The blocks of GPT-Neo."""
 
     def __init__(self, config: GPTNeoConfig) -> None:
+        word = take_word(config)
         super().__init__(config)
-        if config.activation_function == "gelu_new":
-            # The same function in one operation instead of eight.
-            for block in self.h:
+        for block in self.h:
+            GPTNeoAttention.take_over(block.attn.attention, word)
+            if config.activation_function == "gelu_new":
+                # The same function in one operation instead of eight.
                 block.mlp.act = nn.GELU(approximate="tanh")
+
+    @_signed(MODEL_SIGNATURE)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what stock's model does, from the same arguments."""
+        given = _by_name(MODEL_ARGUMENTS, args, kwargs)
+        windows = {block.attn.attention.window for block in self.h}
+        given["attention_mask"] = block_mask(self, windows, **given)
+        return super().forward(**given)
 
     def whole_rows(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Return the last hidden states of rows without padding, (batch, length, hidden).
@@ -59,14 +100,11 @@ class GPTNeoModel(stock.GPTNeoModel):
         return last
 
 
-class GPTNeoForCausalLM(stock.GPTNeoForCausalLM):
-    """GPT-Neo whose loss is computed without the logits of the whole batch."""
-
-    _supports_sdpa = True
+class GPTNeoForCausalLM(ChosenAttention, stock.GPTNeoForCausalLM, GenerationMixin):
+    """GPT-Neo whose loss can be had without the logits of the batch."""
 
     def __init__(self, config: GPTNeoConfig) -> None:
-        if "flash" in (config._attn_implementation or ""):
-            raise ValueError(f"{FLASH_REFUSED}; use sdpa or eager")
+        take_word(config)
         stock.GPTNeoPreTrainedModel.__init__(self, config)
         self.transformer = GPTNeoModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -81,56 +119,68 @@ class GPTNeoForCausalLM(stock.GPTNeoForCausalLM):
         """
         self.compiled_rows = torch.compile(self.transformer.whole_rows, dynamic=False)
 
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Return the logits, or with `labels` the loss and no logits.
+    @_signed(CAUSAL_LM_SIGNATURE, "skip_logits")
+    def forward(self, *args: Any, skip_logits: bool = False, **kwargs: Any) -> Any:
+        """Return what stock's model does, from the same arguments.
 
-        Arguments are those of the stock model; `num_items_in_batch` is as in `causal_lm_loss`.
+        With `skip_logits`, return the loss without the logits, which are then never held for the
+        whole batch (unless this call itself is being compiled, or the head is no plain one), and
+        make no cache unless `use_cache` asks for one.
+
+        Raises:
+            ValueError: `skip_logits` without `labels`.
         """
-        rest = {
-            "past_key_values": past_key_values,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-            "output_attentions": output_attentions,
-            "output_hidden_states": output_hidden_states,
-        }
-        if labels is None:
-            return super().forward(
-                input_ids,
-                **rest,
-                use_cache=use_cache,
-                return_dict=return_dict,
-                logits_to_keep=logits_to_keep,
-                **kwargs,
-            )
-        if input_ids is not None and all(value is None for value in rest.values()):
-            compiled = self.compiled_rows if self.training else None
-            outputs = CausalLMOutputWithPast()
-            hidden_states = (compiled or self.transformer.whole_rows)(input_ids)
+        if not skip_logits:
+            return super().forward(*args, **kwargs)
+        given = _by_name(CAUSAL_LM_ARGUMENTS, args, kwargs)
+        given = {name: value for name, value in given.items() if value is not None}
+        if "labels" not in given:
+            raise ValueError("skip_logits leaves the loss alone, which needs labels")
+        return_dict = given.pop("return_dict", True)
+        given["use_cache"] = given.get("use_cache", False)
+        # A loss of another kind, or of some of the positions, is stock's affair. So is a compiled
+        # one: the chunks of ours would be unrolled, for each length anew.
+        is_usual = (
+            not torch.compiler.is_compiling()
+            and self.loss_function is ForCausalLMLoss
+            and "logits_to_keep" not in given
+            and "ignore_index" not in given
+        )
+        if is_usual and is_plain_linear(self.lm_head):
+            outputs = self._fused_loss(**given)
         else:
-            outputs = self.transformer(input_ids, **rest, use_cache=False, **kwargs)
-            hidden_states = outputs.last_hidden_state
-        return CausalLMOutputWithPast(
-            loss=causal_lm_loss(hidden_states, self.lm_head.weight, labels, num_items_in_batch),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            found = super().forward(**given, return_dict=True)
+            outputs = CausalLMOutputWithPast(**{k: found[k] for k in found if k != "logits"})
+        return outputs if return_dict else outputs.to_tuple()
+
+    def _fused_loss(
+        self,
+        *,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        shift_labels: torch.Tensor | None = None,
+        **given: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return the loss by the head's weight, without calling the head."""
+        more: dict[str, Any] = {}
+        if self._is_whole_rows(given):
+            compiled = self.compiled_rows if self.training else None
+            hidden_states = (compiled or self.transformer.whole_rows)(given["input_ids"])
+        else:
+            more = dict(self.transformer(**given, return_dict=True))
+            hidden_states = more.pop("last_hidden_state")
+        loss = causal_lm_loss(
+            hidden_states, self.lm_head.weight, labels, num_items_in_batch, shift_labels
+        )
+        return CausalLMOutputWithPast(loss=loss, **more)
+
+    def _is_whole_rows(self, given: dict[str, Any]) -> bool:
+        return (
+            set(given) == {"input_ids", "use_cache"}
+            and not given["use_cache"]
+            and not self.config.output_attentions
+            and not self.config.output_hidden_states
+            and not is_hooked(self.transformer)
         )
 
     def save_pretrained(
@@ -155,9 +205,20 @@ class GPTNeoForCausalLM(stock.GPTNeoForCausalLM):
 
         Both are (batch, length), without padding; `labels[:, i]` follows `input_ids[:, i]`.
         """
-        hidden_states = self.transformer.whole_rows(input_ids).flatten(0, 1)
-        losses = token_losses(hidden_states, self.lm_head.weight, labels.flatten())
-        return losses.view(labels.shape)
+        if self._is_whole_rows({"input_ids": input_ids, "use_cache": False}):
+            states = self.transformer.whole_rows(input_ids)
+        else:
+            states = self.transformer(input_ids, use_cache=False, return_dict=True)[0]
+        if is_plain_linear(self.lm_head):
+            losses = token_losses(states.flatten(0, 1), self.lm_head.weight, labels.flatten())
+            return losses.view(labels.shape)
+        rows = zip(states, labels, strict=True)  # the logits of one row at a time
+        return torch.stack(
+            [
+                functional.cross_entropy(self.lm_head(row).float(), expected, reduction="none")
+                for row, expected in rows
+            ]
+        )
 
 
 @dataclass(frozen=True)

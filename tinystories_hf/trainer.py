@@ -121,6 +121,10 @@ class StoryTrainer(Trainer):
             self._check_losses()
         return loss
 
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Have the model make the loss alone, without the logits of the batch."""
+        return super().compute_loss(model, {**inputs, "skip_logits": True}, *args, **kwargs)
+
     def _check_losses(self) -> None:
         check_losses(self._losses, self._last_checkpoint_name())
         self._losses.clear()

@@ -54,7 +54,11 @@ def attention(
     ]
     named: dict[str, Callable[[], torch.Tensor]] = {
         "eager": lambda: eager._attn(*(eager._split_heads(x, heads, head_dim) for x in inputs))[0],
-        "sdpa": lambda: ours._sdpa(*inputs, None, None, dropout),
+        "sdpa": lambda: ours._merge_heads(
+            ours._sdpa(*(ours._split_heads(x, heads, head_dim) for x in inputs), dropout=dropout),
+            heads,
+            head_dim,
+        ),
     }
     if device_type() == "cpu" and head_dim in kernels.HEAD_DIMS and kernels.available():
         named["kernel"] = lambda: ours._kernel(*inputs, dropout)
@@ -143,7 +147,7 @@ def compiled(shape: ModelArguments, precision: str, context: int, rows: int) -> 
 
 
 def _loss_of(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = model(ids, labels=ids).loss
+    found: torch.Tensor = model(ids, labels=ids, skip_logits=True).loss
     return found
 
 
