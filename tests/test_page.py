@@ -249,3 +249,41 @@ def test_a_space_states_of_its_models_what_all_their_cards_state(tmp_path: Path)
     assert stated("c") == ("cc-by-4.0", ["transformers.js"])
     assert stated("a", "c") == (None, ["transformers.js"])
     assert stated("a", "d") == (None, ["transformers.js"])
+
+
+TELL = """
+import { Storyteller } from "./storyteller.js";
+
+// Pieces as SentencePiece has them: a text that is decoded loses the space that it begins with.
+const pieces = ["<end>", "\u2581Once", "\u2581there", "\u2581was", "\u2581a", "\u2581fox", "es"];
+const tokenizer = {
+  decode: (ids) => ids.map((id) => pieces[id]).join("").replaceAll("\u2581", " ").trimStart(),
+};
+// The likeliest token is always the next one, and at last the end.
+const model = async ({ input_ids }) => {
+  const data = new Float32Array(pieces.length);
+  data[(Number(input_ids.data.at(-1)) + 1) % pieces.length] = 9;
+  return { logits: { data, dims: [1, 1, pieces.length] } };
+};
+class Tensor { constructor(type, data) { this.data = data; } }
+const library = { Tensor, random: { Random: class {} } };
+const storyteller = new Storyteller(library, tokenizer, model, { context: 32, end: 0 });
+const how = { temperature: 0, length: 20, seed: 0, signal: { aborted: false } };
+let text = tokenizer.decode([1]);
+for await (const step of storyteller.tell([1], how)) text += step.text;
+console.log(text);
+"""
+
+
+def test_words_of_any_tokenizer_keep_their_spaces_on_the_page(tmp_path: Path) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs node")
+    for path in build.STATIC.glob("*.js"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "package.json").write_text('{"type": "module"}', encoding="utf-8")
+    (tmp_path / "tell.js").write_text(TELL, encoding="utf-8")
+    done = subprocess.run(
+        [node, "tell.js"], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.stdout.strip() == "Once there was a foxes", done.stderr

@@ -97,18 +97,18 @@ export class Storyteller {
     for (let start = 0; start < ids.length; start += PIECE) {
       [logits, past] = await this.step(ids.slice(start, start + PIECE), start, past);
     }
-    let pending = [];
+    let [before, pending] = [ids.slice(-1), []];
     for (let told = ids.length; told < most && !signal.aborted; told += 1) {
       const probabilities = softmax(logits, 1);
       const token = temperature ? draw(softmax(logits, temperature), random) : likeliest(logits, 1)[0];
       const ended = token === this.end;
       if (!ended) pending.push(token);
-      const text = pending.length ? this.decode(pending) : "";
+      const text = pending.length ? this.decodeAfter(before, pending) : "";
       // Half of a character that takes several tokens waits for its other half.
       if (pending.length && (!text.endsWith("\ufffd") || ended || told + 1 === most)) {
         const [tokens, probability] = [pending.length, probabilities[token]];
         yield { text, tokens, probability, alternatives: this.alternatives(probabilities) };
-        pending = [];
+        [before, pending] = [pending, []];
       }
       if (ended) return "the end";
       if (told + 1 < most) [logits, past] = await this.step([token], told, past);
@@ -120,6 +120,11 @@ export class Storyteller {
   decode(ids) {
     const options = { skip_special_tokens: true, clean_up_tokenization_spaces: false };
     return this.tokenizer.decode(ids, options);
+  }
+
+  /** Decode tokens that follow others: alone, those of SentencePiece or of whole words lose their space. */
+  decodeAfter(before, ids) {
+    return this.decode([...before, ...ids]).slice(this.decode(before).length);
   }
 
   /** Run the model over tokens that follow `seen` others; return the last logits and the cache. */
