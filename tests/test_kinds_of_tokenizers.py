@@ -19,7 +19,8 @@ from tinystories_hf.data import prepare, token_stream
 from tinystories_hf.errors import UserError
 from tinystories_hf.generation import decode_after, encode_prompt, generate_stories
 from tinystories_hf.modeling import GPTNeoForCausalLM
-from tinystories_hf.tokenizer import load_tokenizer
+from tinystories_hf.tokenizer import load_tokenizer, train_tokenizer
+from tinystories_hf.toy import toy_stories
 
 Parse = Callable[..., Arguments]
 Make = Callable[[], PreTrainedTokenizerFast]
@@ -95,7 +96,24 @@ def test_a_run_with_another_kind_and_another_end_is_complete(tmp_path: Path) -> 
     assert config["eos_token_id"] == tokenizer.eos_token_id == unigram().eos_token_id
     loss = json.loads((run / "eval_results.json").read_text(encoding="utf-8"))["loss"]["packed"]
     assert 0 < loss["bits_per_byte"] < 10
+    seal = json.loads((run / "checkpoint-4/checkpoint.json").read_text(encoding="utf-8"))
+    names = {"vocab_sha256", "merges_sha256", "content_sha256", "eos_token"}
+    assert seal["trajectory"]["tokenizer"].keys() == names
     train_forked(tmp_path, *flags, "--max_steps", "4", "--resume_from_checkpoint", "auto")
+
+
+def test_a_checkpoint_of_the_usual_tokenizer_states_what_it_always_did(trained_run: Path) -> None:
+    """What is added there has runs of earlier versions refused when they are resumed."""
+    seal = json.loads((trained_run / "checkpoint-20/checkpoint.json").read_text(encoding="utf-8"))
+    assert seal["trajectory"]["tokenizer"].keys() == {"vocab_sha256", "merges_sha256"}
+
+
+def test_a_tokenizer_is_trained_with_the_end_that_is_named(tmp_path: Path) -> None:
+    train_tokenizer(toy_stories(100), 300, 64, "</s>").save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert (tokenizer.eos_token, tokenizer.eos_token_id, len(tokenizer)) == ("</s>", 0, 300)
+    assert tokenizer.decode([0, 5], skip_special_tokens=True) == tokenizer.decode([5])
+    assert "<|endoftext|>" not in tokenizer.get_vocab()
 
 
 def test_a_tokenizer_that_cannot_be_used_is_refused_with_the_setting_that_mends_it(
@@ -110,6 +128,9 @@ def test_a_tokenizer_that_cannot_be_used_is_refused_with_the_setting_that_mends_
     pinned = (*flags, "--eos_token", "[SEP]", "--tokenizer_merges_sha256", "0" * 64)
     with pytest.raises(UserError, match=r"the merges of .* is not there, but"):
         load_tokenizer(tiny_arguments(*pinned).data, int(size))
+    for word in ("the", "<end>"):  # a word of stories would end them all
+        with pytest.raises(UserError, match=f"no special token {word}; its own is"):
+            load_tokenizer(tiny_arguments(*flags, "--eos_token", word).data, int(size))
     with pytest.raises(UserError, match="eos_token must not be empty"):
         tiny_arguments("--eos_token", "")
     gaps = Tokenizer(models.WordLevel({"<|endoftext|>": 0, "a": 1, "b": 7}))

@@ -28,6 +28,7 @@ TRAIN = "train"
 MOST_ENTRIES = 1 << 24
 FILES = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
 FILES += ["special_tokens_map.json", "added_tokens.json", "config.json"]
+FILES += ["vocab.txt", "tokenizer.model", "spiece.model"]  # of BERT, Llama and T5
 
 
 def load_tokenizer(data: DataArguments, vocab_size: int) -> StoryTokenizerFast:
@@ -133,7 +134,7 @@ def check_tokenizer(
             f"tokenizer: {data.tokenizer} has ids up to {max(vocabulary.values())} but only"
             f" {vocab_size} entries; number its entries from 0 without gaps"
         )
-    if data.eos_token not in vocabulary:
+    if data.eos_token not in tokenizer.get_added_vocab():
         own = tokenizer.eos_token
         hint = "name one that it has" if own is None else f"its own is {own}; name it"
         raise UserError(
