@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import runpy
 import shutil
@@ -12,13 +13,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from tests.conftest import ROOT
+from tests.loopback_hub import LoopbackHub
+from tests.loopback_state import Repository
 from tests.publishing import REPO
 from tinystories_hf import hub
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.benchmark.run import parse_benchmark_arguments, run_benchmark
 from tinystories_hf.data import prepare
+from tinystories_hf.download import download_files
 from tinystories_hf.errors import UserError
 from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
 from tinystories_hf.evaluation.run import run_evaluation
@@ -124,6 +129,33 @@ def test_prepared_rows_that_cannot_be_written_are_refused_and_those_there_are_re
             prepare(other.data, other.model.vocab_size, quiet=True)
     finally:
         path.parent.chmod(0o755)
+
+
+@pytest.mark.parametrize("refused", ["Permission denied", "No locks available"])
+def test_a_cache_of_the_hub_that_cannot_be_used_is_named(
+    refused: str,
+    mine: LoopbackHub,
+    client: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    mine.repositories["datasets", "some/stories"] = Repository({"a.txt": b"Once."})
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    if refused == "No locks available":
+        monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", without_locks)
+    else:
+        cache.chmod(0o555)
+    try:
+        with pytest.raises(UserError, match=rf"^HF_HOME: cannot keep .* in {cache}: {refused}; "):
+            download_files("some/stories", "dataset", None, ["a.txt"])
+    finally:
+        cache.chmod(0o755)
+
+
+def without_locks(*_: object) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 READERS: dict[str, Callable[[Path], object]] = {

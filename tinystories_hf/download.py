@@ -15,7 +15,7 @@ from typing import Any, Literal
 import huggingface_hub
 from huggingface_hub import constants, errors
 
-from tinystories_hf.errors import UserError
+from tinystories_hf.errors import REFUSED, UserError
 
 Kind = Literal["dataset", "tokenizer", "model"]
 FLAGS: dict[Kind, str] = {
@@ -162,6 +162,11 @@ def explain(error: Exception, repo_id: str, kind: Kind, revision: str | None) ->
         return UserError(
             f"{what} is no local path and not on {constants.ENDPOINT}; check the name,"
             " or log in with `hf auth login` if it is private"
+        )
+    if isinstance(error, OSError) and error.errno in REFUSED:
+        return UserError(
+            f"HF_HOME: cannot keep {what} in {constants.HF_HUB_CACHE}: {error.strerror}; set it to"
+            " a folder that can be written, on a file system that has locks"
         )
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     return UserError(
