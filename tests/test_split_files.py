@@ -10,11 +10,18 @@ import datasets
 import pytest
 
 from tests.test_corpus import parquet
+from tinystories_hf import corpus as corpus_module
 from tinystories_hf.arguments import Arguments
 from tinystories_hf.corpus import open_corpus
 from tinystories_hf.errors import UserError
 
 Parse = Callable[..., Arguments]
+
+
+@pytest.fixture(autouse=True)
+def no_note_has_been_said() -> None:
+    """Let each test have its notes, which a process says once."""
+    corpus_module._say.cache_clear()
 
 
 @pytest.fixture
@@ -179,6 +186,29 @@ def test_what_lies_deeper_is_not_mixed_in(tiny_arguments: Parse, corpus: Path) -
     assert splits(tiny_arguments, corpus) == (["train.txt"], []), "the only file"
 
 
+@pytest.mark.parametrize(
+    ("dataset", "flags"),
+    [
+        ("", ("--train_file", "*.txt", "--validation_file", "b.txt")),
+        ("", ("--train_file", "*.txt")),
+        ("*.txt", ("--validation_file", "b.txt")),
+    ],
+)
+def test_a_validation_file_that_a_pattern_matches_too_is_not_trained_on(
+    tiny_arguments: Parse,
+    corpus: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    dataset: str,
+    flags: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(corpus)
+    valid = "b.txt" if "b.txt" in flags else "valid.txt"
+    write(corpus, "a.txt", valid, "c.txt")
+    assert splits(tiny_arguments, dataset or corpus, *flags) == (["a.txt", "c.txt"], [valid])
+    assert f"note: read for validation alone: {valid}" in capfd.readouterr().err
+
+
 def test_a_pattern_that_matches_nothing_is_an_error(tiny_arguments: Parse, corpus: Path) -> None:
     write(corpus, "train.txt")
     with pytest.raises(UserError, match=r"no file matches .*nothing\*"):
@@ -195,7 +225,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(tiny_arguments: Parse, corpu
             "is one shard of 2 and is read alone; beside it are train-",
         ),
         ("data01.json", "data01.json is one shard and is read alone; beside it are data00.json"),
-        ("alone-00000-of-00004.txt", "is one shard of 4 and is read alone; a pattern"),
+        ("alone-00000-of-00004.txt", "is one shard of 4 and is read alone; a folder"),
         ("stories.txt", ""),
         ("stories-v2.txt", ""),
     ],

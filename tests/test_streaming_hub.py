@@ -53,7 +53,7 @@ def stories(hub: LoopbackHub) -> LoopbackHub:
         (("--train_file", "train.txt.gz", "--validation_file", "other.txt"), ""),
         (("--train_file", "train.jsonl", "--validation_file", "other.txt"), ""),
         (("--train_file", "train.parquet", "--validation_file", "other.txt"), ""),
-        (("--train_file", "data/train-*", "--validation_file", "o*.txt"), ""),
+        (("--train_file", "data/*-*", "--validation_file", "data/val*"), ""),
         (("--train_file", SHARD, "--validation_file", "other.txt"), ""),
         (("--train_file", "nothing-*"), "no file nothing-*"),
         (("--train_split", "nosuch"), "cannot read split nosuch"),

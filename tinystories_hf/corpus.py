@@ -100,11 +100,15 @@ def _files(data: DataArguments, train: list[Path]) -> tuple[Split, Split | None]
     """Return the splits of files that `dataset` names itself."""
     if data.train_file is not None:
         raise UserError(f"train_file: {data.dataset} names files itself; give the folder instead")
-    validation = None
-    if data.validation_file is not None:
-        place = local_path("validation_file", data.validation_file)
-        validation = _named("validation_file", Path(), str(place))
-    return _splits(data, train, validation)
+    return _splits(data, train, _validation(data))
+
+
+def _validation(data: DataArguments) -> list[Path] | None:
+    """Return the files of `validation_file` where it is a path of its own."""
+    if data.validation_file is None:
+        return None
+    place = local_path("validation_file", data.validation_file)
+    return _named("validation_file", Path(), str(place))
 
 
 def _pattern(pattern: Path, data: DataArguments) -> tuple[Split, Split | None]:
@@ -117,8 +121,7 @@ def _pattern(pattern: Path, data: DataArguments) -> tuple[Split, Split | None]:
     names = {_name(root, path): path for path in paths}
     if data.train_file is not None or {split_of(name) for name in names} <= {None, "train"}:
         return _files(data, paths)
-    validation = data.validation_file
-    chosen = None if validation is None else _named("validation_file", Path(), validation)
+    chosen = _validation(data)
     found = find_splits(data.dataset, list(names), None, None if chosen is None else [])
     _say_left(data.dataset, found.left)
     train = [names[name] for name in found.train]
@@ -182,11 +185,22 @@ def _named(key: str, folder: Path, name: str) -> list[Path]:
 def _splits(
     data: DataArguments, train: list[Path], validation: list[Path] | None
 ) -> tuple[Split, Split | None]:
+    also = [path for path in train if path in (validation or [])]
+    if len(train) > len(also) > 0:  # a pattern that matches validation, too
+        train = [path for path in train if path not in also]
+        _say(f"read for validation alone: {shown([path.name for path in also])}")
     for paths in (train, validation or []):
         if len(paths) == 1 and paths[0].is_file():
-            beside = [path.name for path in paths[0].parent.iterdir() if format_of(path.name)]
-            _say_alone(paths[0].name, other_shards(paths[0].name, beside))
+            _say_alone(paths[0].name, other_shards(paths[0].name, _beside(paths[0])))
     return _local_files(train, data), _local_files(validation, data) if validation else None
+
+
+def _beside(path: Path) -> list[str]:
+    """Return the names of the readable files in the same folder, none where it cannot be listed."""
+    try:
+        return [other.name for other in path.parent.iterdir() if format_of(other.name)]
+    except PermissionError:
+        return []
 
 
 def _say_alone(name: str, others: list[str]) -> None:
@@ -194,7 +208,7 @@ def _say_alone(name: str, others: list[str]) -> None:
     if others or (count or 1) > 1:
         rest = f"; beside it are {shown(others)}" if others else ""
         of = f" of {count}" if count else ""
-        _say(f"{name} is one shard{of} and is read alone{rest}; a pattern names several")
+        _say(f"{name} is one shard{of} and is read alone{rest}; a folder or a pattern names all")
 
 
 def _say_left(where: str, names: list[str]) -> None:
@@ -258,7 +272,7 @@ def _hub(data: DataArguments) -> tuple[Split, Split | None]:
     if data.train_file is not None:
         validation = data.validation_file
         return (
-            _hub_files(data, commit, data.train_file),
+            _hub_files(data, commit, data.train_file, without=validation),
             None if validation is None else _hub_files(data, commit, validation),
         )
     if data.validation_file is not None:
@@ -270,14 +284,16 @@ def _hub(data: DataArguments) -> tuple[Split, Split | None]:
     )
 
 
-def _hub_files(data: DataArguments, commit: str, pattern: str) -> Split:
-    """Describe the file of a Hub dataset, or those that match a pattern."""
+def _hub_files(data: DataArguments, commit: str, pattern: str, without: str | None = None) -> Split:
+    """Describe the file of a Hub dataset, or those that match a pattern `without` another's."""
+    without = without if glob.has_magic(pattern) else None
 
     def stories(advance: Advance) -> Iterator[OptionalStory]:
         from tinystories_hf.download import HubFile, download_files, list_files
 
         there = list_files(data.dataset, commit)
-        names = matching(pattern, there)
+        apart = matching(without, there) if without else []
+        names = [name for name in matching(pattern, there) if name not in apart]
         if not names:
             raise UserError(f"dataset: {data.dataset} has no file {pattern} at {commit}")
         if len(names) == 1:
@@ -292,6 +308,8 @@ def _hub_files(data: DataArguments, commit: str, pattern: str) -> Split:
         raise UserError(f"dataset: {pattern} is none of {KINDS}")
     identity = {"hub": data.dataset, "commit": commit, "file": pattern}
     column = {} if _is_text(pattern) else {"column": data.text_column}
+    if without is not None:
+        identity["without"] = without
     return Split({**identity, **column, **_divided(data)}, stories, unit="bytes")
 
 
