@@ -2,6 +2,7 @@
 
     python scripts/train.py
     python scripts/train.py --config configs/quickstart.yaml
+    accelerate launch --config_file configs/accelerate/multi_gpu.yaml scripts/train.py
     python scripts/train.py --dataset stories.txt --tokenizer ./tok --max_steps 200
 
 Without --config it trains the XS model of configs/xs.yaml on roneneldan/TinyStories. Every setting
