@@ -15,9 +15,11 @@ import pytest
 import torch
 import transformers
 from huggingface_hub.utils import are_progress_bars_disabled, get_session
+from transformers.utils import enable_tf32
 from transformers.utils.logging import is_progress_bar_enabled
 
 from tinystories_hf.arguments import Arguments
+from tinystories_hf.hardware import precision_put_back
 from tinystories_hf.hub_client import ask
 from tinystories_hf.training import train
 
@@ -72,6 +74,14 @@ def test_trainings_of_other_precisions_follow_one_another(
         train(tiny_arguments("--max_steps", "1", "--bf16", bf16, "--output_dir", str(folder)))
         expected = "bf16" if bf16 == "true" else "no"
         assert f'"mixed_precision": "{expected}"' in (folder / "run.json").read_text()
+
+
+def test_tf32_that_the_trainer_switches_on_does_not_outlive_the_training() -> None:
+    before = process_state()
+    with precision_put_back():
+        enable_tf32(True)
+        assert process_state() != before
+    assert process_state() == before
 
 
 def test_the_time_that_a_request_may_take_is_its_own() -> None:

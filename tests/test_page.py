@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -22,7 +23,7 @@ from tests.conftest import ROOT, environment
 from tests.measure_page import table
 from tests.page_browser import npm, require_libraries
 from tinystories_hf.console import script_command
-from tinystories_hf.errors import UserError
+from tinystories_hf.errors import RunError, UserError
 from tinystories_hf.files import file_sha256
 from tinystories_hf.page import build, libraries
 from tinystories_hf.page.build import build_page
@@ -287,3 +288,11 @@ def test_words_of_any_tokenizer_keep_their_spaces_on_the_page(tmp_path: Path) ->
         [node, "tell.js"], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8"
     )
     assert done.stdout.strip() == "Once there was a foxes", done.stderr
+
+
+def test_a_port_that_is_taken_is_a_failure_after_the_page_was_built(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(RunError, match=r"^port: \d+ is not free"):
+            build.serve(tmp_path, taken.getsockname()[1])

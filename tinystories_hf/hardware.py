@@ -29,15 +29,23 @@ def hardware_has_tf32() -> bool:
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
-    """Compute fp32 in fp32, whatever training allows itself."""
+def precision_put_back() -> Iterator[None]:
+    """Leave fp32 products as they were: where TF32 is allowed, the Trainer switches it on."""
     backends: Any = torch.backends  # whose types do not know fp32_precision
     before = backends.fp32_precision
-    backends.fp32_precision = "ieee"
     try:
         yield
     finally:
         backends.fp32_precision = before
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute fp32 in fp32, whatever training allows itself."""
+    backends: Any = torch.backends
+    with precision_put_back():
+        backends.fp32_precision = "ieee"
+        yield
 
 
 def add_up_in_fp32(accelerator: Any) -> None:

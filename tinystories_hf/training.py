@@ -27,7 +27,13 @@ from tinystories_hf.guards import (
     telling_a_lost_process,
     telling_out_of_memory,
 )
-from tinystories_hf.hardware import compiles, device_type, hardware_has_tf32, use_threads
+from tinystories_hf.hardware import (
+    compiles,
+    device_type,
+    hardware_has_tf32,
+    precision_put_back,
+    use_threads,
+)
 from tinystories_hf.hub_client import without_progress_bars
 from tinystories_hf.launcher import check_launch, choose_precision
 from tinystories_hf.modeling import GPTNeoForCausalLM, build_model, count_parameters
@@ -50,6 +56,7 @@ from tinystories_hf.trajectory import describe_trajectory
 
 @without_progress_bars()
 @use_threads()
+@precision_put_back()
 @telling_a_lost_process()
 def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, float]:
     """Train a model as the settings say and return the final metrics.

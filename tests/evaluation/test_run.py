@@ -260,6 +260,22 @@ def test_a_model_and_its_text_come_from_the_hub(
     assert results["stories"]["prompts"]["source"].startswith("me/stories, Evaluation prompts.yaml")
 
 
+def test_a_model_that_cannot_be_used_after_another_was_measured_is_a_failure_of_begun_work(
+    evaluated: Path, tmp_path: Path
+) -> None:
+    """Exit code 2 says that nothing was written."""
+    run, folder = evaluated / "run", tmp_path / "measured"
+    (tmp_path / "empty").mkdir()
+    flags = ("--suite", "cloze", "--output_dir", str(folder))
+    done = evaluate(evaluated, "--model", str(tmp_path / "empty"), str(run), *flags)
+    assert (done.returncode, folder.exists()) == (2, False), done.stderr
+    done = evaluate(evaluated, "--model", str(run), str(tmp_path / "empty"), *flags)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "cloze" in results_in(folder / "run")
+
+
 def test_a_model_that_is_not_there_is_told_in_a_line(tmp_path: Path) -> None:
     done = evaluate(tmp_path, "--model", "nobody/nothing")
     assert done.returncode == 2

@@ -20,6 +20,7 @@ from tinystories_hf.evaluation.results import (
 from tinystories_hf.evaluation.subject import load_subject, run_directory
 from tinystories_hf.evaluation.suites import Task, measure, settings_of
 from tinystories_hf.files import check_writable
+from tinystories_hf.guards import telling_a_lost_process
 from tinystories_hf.hardware import device_type, use_threads
 from tinystories_hf.hub_client import without_progress_bars
 from tinystories_hf.launcher import check_launch
@@ -30,6 +31,7 @@ OUTPUT_DIR = "evaluations"
 
 @without_progress_bars()  # of loading: the suites have their own
 @use_threads()
+@telling_a_lost_process()
 def run_evaluation(request: EvaluationRequest) -> list[Results]:
     """Measure the suites that are asked for and write results and reports.
 
