@@ -86,6 +86,8 @@ def test_any_configuration_is_measured_into_a_json_that_makes_the_tables(
         "--json", str(tmp_path / "found.json"), "--prepared_dir", str(tmp_path / "rows"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "[transformers]" not in done.stderr
+    assert "shards" not in done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert tables(found) in done.stdout
     assert set(found["parts"]) == set(parts)

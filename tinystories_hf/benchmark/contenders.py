@@ -7,7 +7,8 @@ instead: Transformers' GPT-2 of the same shape with SDPA and torch.compile.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -25,11 +26,29 @@ from transformers import (
 
 from tinystories_hf.arguments import ModelArguments, TrainingArguments
 from tinystories_hf.hardware import compiles, device_type
+from tinystories_hf.hub_client import without_progress_bars
 from tinystories_hf.modeling import GPTNeoForCausalLM, build_config
 from tinystories_hf.readers import read_text
 
 STOCK, OURS, GPT2 = "stock", "ours", "gpt2"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back the bars of the libraries, and their advice on how to use them."""
+    import datasets
+
+    verbosity, shown = transformers.logging.get_verbosity(), datasets.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    try:
+        with without_progress_bars():
+            yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if shown:
+            datasets.enable_progress_bars()
 
 
 @dataclass(frozen=True)
@@ -153,7 +172,6 @@ def prepare_stock(text: Path, tokenizer_folder: Path, context: int, folder: Path
         rows["labels"] = [list(row) for row in rows["input_ids"]]
         return rows
 
-    datasets.disable_progress_bars()
     texts = datasets.Dataset.from_dict({"text": list(read_text(text))})
     tokenized = texts.map(tokenize, batched=True, remove_columns="text")
     rows = tokenized.map(group, batched=True)

@@ -80,6 +80,7 @@ def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
     from tinystories_hf import provenance
     from tinystories_hf.benchmark import parts
     from tinystories_hf.benchmark.alternatives import alternatives
+    from tinystories_hf.benchmark.contenders import quiet
     from tinystories_hf.benchmark.report import plot_growth, tables
     from tinystories_hf.data import prepare
     from tinystories_hf.hardware import device_type
@@ -104,11 +105,12 @@ def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
         "alternatives": lambda b: alternatives(b.shape, b.context, b.rows),
     }
     found: dict[str, Any] = {}
-    for name in PARTS:
-        if name == "roofline" and name in wanted.parts:
-            found[name] = parts.roofline(bench, found["step"])
-        elif name in wanted.parts:
-            found[name] = makers[name](bench)
+    with quiet():
+        for name in PARTS:
+            if name == "roofline" and name in wanted.parts:
+                found[name] = parts.roofline(bench, found["step"])
+            elif name in wanted.parts:
+                found[name] = makers[name](bench)
     results = {
         "made": made,
         "configuration": provenance.configuration(arguments),
