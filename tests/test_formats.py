@@ -8,6 +8,7 @@ import json
 import lzma
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from tinystories_hf.arguments import Arguments
 from tinystories_hf.corpus import open_corpus
 from tinystories_hf.data import describe, prepare
 from tinystories_hf.errors import UserError
+from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
+from tinystories_hf.evaluation.reading import read_validation
 from tinystories_hf.formats import CODECS, SUFFIXES
 from tinystories_hf.readers import read_json, read_text
 from tinystories_hf.splits import OptionalStory
@@ -274,6 +277,37 @@ def test_a_text_is_divided_by_the_separator_that_is_named(
     usual = open_corpus(tiny_arguments("--dataset", str(path)).data).train.identity
     other = tiny_arguments("--dataset", str(path), "--story_separator", typed).data
     assert open_corpus(other).train.identity != usual, "part of the fingerprint"
+
+
+def test_an_evaluation_reads_text_as_preparation_does(
+    tiny_arguments: Parse, tmp_path: Path
+) -> None:
+    path = tmp_path / "s.txt.gz"
+    path.write_bytes(gzip.compress("\n".join(LINES).encode()))
+    flags = ("--dataset", str(path), "--validation_file", str(path), "--story_separator", r"\n")
+    validation = read_validation(tiny_arguments(*flags).data)
+    assert validation.texts == LINES
+    assert validation.in_training is not None
+    assert validation.in_training.all()
+
+
+def test_a_run_of_an_earlier_version_was_trained_on_the_same_text(
+    tiny_arguments: Parse, tmp_path: Path
+) -> None:
+    models = [str(tmp_path / name) for name in ("new", "old")]
+    for model, later in zip(models, [(), ("story_separator", "drop_null")], strict=True):
+        recorded = asdict(tiny_arguments().data)
+        Path(model).mkdir()
+        settings = {key: value for key, value in recorded.items() if key not in later}
+        text = {"train": {"source": {"toy": {}}}}
+        record = {"configuration": {"data": settings}, "dataset": text}
+        Path(model, "run.json").write_text(json.dumps(record), encoding="utf-8")
+    flags = ["--model", *models, "--suite", "loss"]
+    assert parse_evaluation_arguments(flags).data.drop_null is False
+    other = {"configuration": {"data": {**settings, "drop_null": True}}}
+    Path(models[1], "run.json").write_text(json.dumps(other), encoding="utf-8")
+    with pytest.raises(UserError, match="trained on different text"):
+        parse_evaluation_arguments(flags)
 
 
 @pytest.mark.parametrize(
