@@ -299,7 +299,7 @@ def test_a_run_of_an_earlier_version_was_trained_on_the_same_text(
         recorded = asdict(tiny_arguments().data)
         Path(model).mkdir()
         settings = {key: value for key, value in recorded.items() if key not in later}
-        text = {"train": {"source": {"toy": {}}}}
+        text: dict[str, Any] = {"train": {"source": {"toy": {}}}}
         record = {"configuration": {"data": settings}, "dataset": text}
         Path(model, "run.json").write_text(json.dumps(record), encoding="utf-8")
     flags = ["--model", *models, "--suite", "loss"]
