@@ -224,5 +224,7 @@ def preparation_rate() -> float:
 
 if __name__ == "__main__":
     from tinystories_hf.benchmark.scaling_tables import tables
+    from tinystories_hf.errors import report_user_errors
 
-    print(tables())
+    with report_user_errors():
+        print(tables())
