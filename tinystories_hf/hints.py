@@ -12,12 +12,12 @@ ROWS = (
     # training
     ("lr peak_lr max_lr", "give {learning_rate}"),
     (
-        "batch_size train_batch_size per_gpu_train_batch_size micro_batch_size total_batch_size",
+        "batch_size bs train_batch_size per_gpu_train_batch_size micro_batch_size total_batch_size",
         "give {global_batch_size}, the sequences of an optimizer step;"
         " {per_device_train_batch_size} limits those that a device takes at once",
     ),
     (
-        "gradient_accumulation_steps grad_accum_steps grad_accumulation",
+        "gradient_accumulation_steps gradient_accumulation grad_accum_steps grad_accumulation",
         "leave it out: it follows from {global_batch_size}, {per_device_train_batch_size} and the"
         " number of processes",
     ),
@@ -42,7 +42,7 @@ ROWS = (
     ("eps epsilon adam_eps", "give {adam_epsilon}"),
     ("grad_clip clip_grad clip_grad_norm gradient_clipping", "give {max_grad_norm}"),
     (
-        "optim optimizer",
+        "optim optimizer adafactor",
         "leave it out: it is AdamW, see {weight_decay} and {adam_beta1}",
     ),
     (
@@ -143,6 +143,12 @@ ROWS = (
     ("tokenizer_name tokenizer_path tokenizer_name_or_path vocab_source", "give {tokenizer}"),
     ("vocab", "give {vocab_size}"),
     ("validation_split_percentage", "give {validation_share}: 0.05 is 5 per cent"),
+    (
+        "dataset_config_name dataset_config subset",
+        "leave it out: {train_file} and {validation_file} choose files of {dataset}",
+    ),
+    ("separator delimiter", "give {story_separator}"),
+    ("eos eos_token_id end_of_text", "give {eos_token}"),
     ("text_column_name text_field dataset_text_field", "give {text_column}"),
     ("cache_dir overwrite_cache", "rows are kept in {prepared_dir}, and made anew for other text"),
     ("preprocessing_num_workers", "leave it out: preparation uses what the machine has"),
