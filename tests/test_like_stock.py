@@ -395,6 +395,21 @@ def test_padded_texts_compile_in_one_graph() -> None:
     close(one[mask == 1], two[mask == 1])
 
 
+@torch.no_grad()
+def test_steps_from_a_static_cache_are_one_graph() -> None:
+    ours, stock = small()
+    counter = CompileCounter()
+    compiled = torch.compile(ours, backend=counter, fullgraph=True)
+    cache = CACHES["static"]()
+    ours(IDS[:, :10], cache)
+    found = [
+        compiled(IDS[:, at : at + 1], cache, position_ids=torch.full((3, 1), at)).logits
+        for at in range(10, 16)
+    ]
+    close(torch.cat(found, 1), stock(IDS).logits[:, 10:16])
+    assert counter.frame_count == 1
+
+
 def test_it_is_exported_with_free_lengths() -> None:
     ours, stock = small()
     free = torch.export.Dim("length", min=2, max=60)
