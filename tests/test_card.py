@@ -88,12 +88,12 @@ def test_facts_of_tinystories_are_on_its_own_cards_alone(trained_run: Path, tmp_
 
 
 def test_licence_and_language_are_what_the_settings_say(trained_run: Path, tmp_path: Path) -> None:
-    def told(record: dict[str, Any]) -> None:
+    def in_french(record: dict[str, Any]) -> None:
         trained_on(hub="me/histoires", split="train")(record)
         record["configuration"]["hub"] |= {"license": "cc-by-4.0", "language": ["fr", "no"]}
 
     (tmp_path / "README.md").write_text(
-        changed(trained_run, tmp_path / "a", told), encoding="utf-8"
+        changed(trained_run, tmp_path / "a", in_french), encoding="utf-8"
     )
     data = ModelCard.load(tmp_path / "README.md").data
     assert (data.license, data.language) == ("cc-by-4.0", ["fr", "no"])

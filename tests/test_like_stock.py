@@ -44,7 +44,7 @@ def small(**changes: Any) -> tuple[GPTNeoForCausalLM, transformers.GPTNeoForCaus
     return pair(**{"window_size": WINDOW, "max_position_embeddings": 64, **changes})
 
 
-def close(one: torch.Tensor, two: torch.Tensor) -> None:
+def assert_close(one: torch.Tensor, two: torch.Tensor) -> None:
     torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
 
 
@@ -82,9 +82,9 @@ def in_steps(model: nn.Module, cache: Cache, padded: bool) -> torch.Tensor:
 def test_every_cache_gives_the_logits_of_the_text_at_once(cache: str, way: str) -> None:
     ours, stock = small()
     ours.set_attn_implementation(way)
-    close(in_steps(ours, CACHES[cache](), padded=False), stock(IDS).logits)
+    assert_close(in_steps(ours, CACHES[cache](), padded=False), stock(IDS).logits)
     right = stock(IDS, attention_mask=LEFT, position_ids=POSITIONS).logits
-    close(in_steps(ours, CACHES[cache](), padded=True)[LEFT == 1], right[LEFT == 1])
+    assert_close(in_steps(ours, CACHES[cache](), padded=True)[LEFT == 1], right[LEFT == 1])
 
 
 @torch.no_grad()
@@ -110,17 +110,17 @@ def test_stories_are_the_same_by_every_cache(how: dict[str, Any]) -> None:
     mask = LEFT[:2, :10]
     common = {"attention_mask": mask, "max_new_tokens": 20, "do_sample": False}
     beams = {"num_beams": how.get("num_beams", 1)}
-    told = stock.generate(IDS[:2, :10], **common, **beams)
-    assert torch.equal(ours.generate(IDS[:2, :10], **common, **how), told)
+    generated = stock.generate(IDS[:2, :10], **common, **beams)
+    assert torch.equal(ours.generate(IDS[:2, :10], **common, **how), generated)
 
 
 def test_a_draft_changes_no_story() -> None:
     ours, stock = small()
     common: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False}
-    told = stock.generate(IDS[:1, :10], **common)
+    generated = stock.generate(IDS[:1, :10], **common)
     draft = small(num_layers=2, initializer_range=0.2)[0]
     for how in ({"assistant_model": draft}, {"prompt_lookup_num_tokens": 3}):
-        assert torch.equal(ours.generate(IDS[:1, :10], **common, **how), told)
+        assert torch.equal(ours.generate(IDS[:1, :10], **common, **how), generated)
 
 
 @pytest.mark.parametrize("mask", [None, LEFT, RIGHT], ids=["none", "left", "right"])
@@ -169,16 +169,16 @@ def test_a_call_returns_what_stocks_does(given: dict[str, Any]) -> None:
     assert [type(part) for part in as_tuple] == [type(part) for part in right.to_tuple()]
     for name in ("loss", "logits"):
         if name in right:
-            close(found[name], right[name])
-            close(as_tuple[list(right).index(name)], right[name])
+            assert_close(found[name], right[name])
+            assert_close(as_tuple[list(right).index(name)], right[name])
     for name in ("hidden_states", "attentions"):
         for one, two in zip(found.get(name) or (), right.get(name) or (), strict=True):
-            close(one, two)
+            assert_close(one, two)
     if "labels" in given:
         alone = ours(IDS, **given, **ALONE)
-        close(alone.loss, right.loss)
+        assert_close(alone.loss, right.loss)
         assert set(alone) == set(right) - {"logits", "past_key_values", "cache"}
-        close(ours(IDS, **given, **ALONE, return_dict=False)[0], right.loss)
+        assert_close(ours(IDS, **given, **ALONE, return_dict=False)[0], right.loss)
 
 
 def test_the_loss_alone_needs_labels_and_makes_a_cache_where_asked() -> None:
@@ -323,13 +323,13 @@ def test_attention_weights_are_given_whatever_the_way(
     given = {"attention_mask": LEFT, "output_attentions": True}
     found, right = ours(IDS, **given).attentions, stock(IDS, **given).attentions
     for one, two in zip(found, right, strict=True):
-        close(one, two)
+        assert_close(one, two)
     assert "does not support `output_attentions=True`" in said[0]
     how = {"output_attentions": True, "return_dict_in_generate": True, "max_new_tokens": 4}
-    told, expected = (model.generate(IDS, do_sample=False, **how) for model in (ours, stock))
-    for step, other in zip(told.attentions, expected.attentions, strict=True):
+    generated, expected = (model.generate(IDS, do_sample=False, **how) for model in (ours, stock))
+    for step, other in zip(generated.attentions, expected.attentions, strict=True):
         for one, two in zip(step, other, strict=True):
-            close(one, two)
+            assert_close(one, two)
     ours.config.output_attentions = True
     assert len(ours(IDS).attentions) == 2
     assert len(ours(IDS, labels=IDS, **ALONE).attentions) == 2
@@ -392,7 +392,7 @@ def test_padded_texts_compile_in_one_graph() -> None:
     mask, positions = LEFT[:, :13], POSITIONS[:, :13]
     given = {"attention_mask": mask, "position_ids": positions}
     one, two = (model(IDS[:, :13], **given).logits for model in (compiled, stock))
-    close(one[mask == 1], two[mask == 1])
+    assert_close(one[mask == 1], two[mask == 1])
 
 
 @torch.no_grad()
@@ -406,7 +406,7 @@ def test_steps_from_a_static_cache_are_one_graph() -> None:
         compiled(IDS[:, at : at + 1], cache, position_ids=torch.full((3, 1), at)).logits
         for at in range(10, 16)
     ]
-    close(torch.cat(found, 1), stock(IDS).logits[:, 10:16])
+    assert_close(torch.cat(found, 1), stock(IDS).logits[:, 10:16])
     assert counter.frame_count == 1
 
 
@@ -420,7 +420,7 @@ def test_it_is_exported_with_free_lengths() -> None:
         dynamic_shapes={"input_ids": {1: free}, "use_cache": None},
     )
     ids = tokens(3, 17)
-    close(program.module()(input_ids=ids, use_cache=False).logits, stock(ids).logits)
+    assert_close(program.module()(input_ids=ids, use_cache=False).logits, stock(ids).logits)
 
 
 def test_gradients_of_single_rows_come_from_functorch() -> None:

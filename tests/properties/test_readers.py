@@ -102,7 +102,7 @@ def told_by(content: bytes, separator: bytes = SEPARATOR) -> list[OptionalStory]
     return [*stories, rest] if rest.strip() else [*stories]
 
 
-def told_by_record(text: str) -> list[OptionalStory]:
+def stories_of_record(text: str) -> list[OptionalStory]:
     """Return the stories of one record: its text as it is, unless separators part it."""
     if END_OF_TEXT not in text:
         return [text]

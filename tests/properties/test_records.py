@@ -22,7 +22,7 @@ from tests.properties.test_readers import (
     parquet_bytes,
     read,
     stories_text,
-    told_by_record,
+    stories_of_record,
 )
 from tinystories_hf import readers
 from tinystories_hf.splits import OptionalStory
@@ -30,7 +30,7 @@ from tinystories_hf.splits import OptionalStory
 
 def line_of(text: str, ascii_only: bool, more: dict[str, Any]) -> tuple[bytes, list[OptionalStory]]:
     record = json.dumps({**more, "text": text}, ensure_ascii=ascii_only)
-    return record.encode(), told_by_record(text)
+    return record.encode(), stories_of_record(text)
 
 
 good_lines = st.builds(
@@ -88,12 +88,12 @@ def test_a_jsonl_file_gives_the_stories_of_its_lines_up_to_the_first_bad_one(
     content = body if body.startswith(BOM) else BOM * bom + body
     stories, error = read(folder / "s.jsonl", content)
     expected: list[OptionalStory] = []
-    for number, (_, told) in enumerate(lines, start=1):
-        if told is None:
+    for number, (_, in_line) in enumerate(lines, start=1):
+        if in_line is None:
             assert f"line {number}" in error, error
             assert len(error) < 2000
             break
-        expected += told
+        expected += in_line
     else:
         assert error == ""
     assert stories == expected
@@ -125,7 +125,7 @@ def test_a_json_file_gives_the_stories_of_its_objects_or_is_refused_where_it_was
     else:
         body = space.join(json.dumps(one, indent=indent) for one in objects)
     content = BOM * bom + f"{space}{body}{space}".encode()
-    expected = [story for text in texts for story in told_by_record(text)]
+    expected = [story for text in texts for story in stories_of_record(text)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(readers, "BLOCK", block)
         assert read(folder / "s.json", content) == (expected, "")
@@ -162,7 +162,7 @@ def test_a_csv_file_gives_the_stories_of_its_rows(
     if "\0" in "".join(texts):
         assert "holds a NUL byte" in error
     else:
-        assert (stories, error) == ([s for text in texts for s in told_by_record(text)], "")
+        assert (stories, error) == ([s for text in texts for s in stories_of_record(text)], "")
 
 
 @holds_for(100, content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
@@ -235,7 +235,7 @@ def test_a_parquet_file_gives_the_stories_of_its_column(
         if text is None or not KINDS[kind][1]:
             assert f"record {number} holds" in error
             break
-        expected += told_by_record(text)
+        expected += stories_of_record(text)
     else:
         assert name != "text" or error == ""
     assert stories == expected
