@@ -69,8 +69,9 @@ def gradients(model: torch.nn.Module, loss: torch.Tensor) -> Gradients:
 
 def distance(one: Gradients, two: Gradients) -> float:
     """Return how far the gradients lie from each other, relative to the second."""
-    apart = sum(float((one[name] - two[name]).norm() ** 2) for name in two)
-    return float((apart / sum(float(two[name].norm() ** 2) for name in two)) ** 0.5)
+    apart = sum((one[name] - two[name]).norm().item() ** 2 for name in two)
+    whole = sum(two[name].norm().item() ** 2 for name in two)
+    return float((apart / whole) ** 0.5)
 
 
 LENGTHS = (1, 7, 256, 257, 512)

@@ -125,6 +125,7 @@ def test_a_draft_changes_no_story() -> None:
 
 @pytest.mark.parametrize("mask", [None, LEFT, RIGHT], ids=["none", "left", "right"])
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
 def test_padded_rows_have_stocks_loss_and_gradients(
     mask: torch.Tensor | None, checkpointing: bool
 ) -> None:
@@ -265,6 +266,7 @@ def test_whatever_is_done_to_the_head_is_done_to_the_loss(change: str) -> None:
         assert losses.mean().item() == pytest.approx(right.loss.item(), abs=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*quantiz:DeprecationWarning", "ignore:.*quantiz:UserWarning")
 def test_a_quantized_head_has_a_loss() -> None:
     ours, stock = small()
     quantize: Any = torch.ao.quantization.quantize_dynamic

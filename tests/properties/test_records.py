@@ -21,8 +21,8 @@ from tests.properties.test_readers import (
     compressed,
     parquet_bytes,
     read,
-    stories_text,
     stories_of_record,
+    stories_text,
 )
 from tinystories_hf import readers
 from tinystories_hf.splits import OptionalStory
