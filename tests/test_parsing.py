@@ -172,6 +172,14 @@ def test_an_unknown_flag_suggests_the_nearest_and_nothing_is_abbreviated() -> No
         parser.parse_layer(["--nam", "x"])
 
 
+def test_a_value_that_begins_with_a_dash_is_taken_or_the_error_says_how_to_write_it() -> None:
+    parser = StrictParser("")
+    parser.add_dataclass("example", Example)
+    assert parser.parse_layer(["--name=---"])["name"].value == "---"
+    with pytest.raises(UserError, match="a value that begins with - is written --name=VALUE"):
+        parser.parse_layer(["--name", "---"])
+
+
 def test_a_setting_without_default_must_be_given() -> None:
     with pytest.raises(UserError, match="name is not set"):
         build(Example, {})

@@ -104,7 +104,7 @@ def test_a_text_of_few_stories_has_validation(
     if not streaming:
         assert prepared.manifest.split("train").stories_kept < count
     path.write_bytes(written(".txt", ["The same story."] * 9))
-    with pytest.raises(UserError, match=r"for validation.*validation_share.*validation_file"):
+    with pytest.raises(UserError, match=r"for validation.*validation_share.*separator.*_file"):
         prepare(arguments.data, arguments.model.vocab_size, quiet=True)
 
 

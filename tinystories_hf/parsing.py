@@ -280,6 +280,8 @@ class StrictParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the whole usage."""
+        if found := re.fullmatch(r"argument (--\w+): expected .*one argument", message):
+            message += f"; a value that begins with - is written {found[1]}=VALUE"
         raise UserError(f"{message}; --help lists all flags")
 
     def add_dataclass(

@@ -112,7 +112,8 @@ def no_stories(dataset: str, name: str, split: Split) -> UserError:
         why = ": there is nothing in it"
     elif "held_out_share" in split.identity:
         why = (
-            ": to hold some out (validation_share) it takes two that differ; add stories, or name"
-            " those for validation with validation_file"
+            ": to hold some out (validation_share) it takes two that differ; add stories, name what"
+            " divides those of a text file with story_separator, or name those for validation with"
+            " validation_file"
         )
     return UserError(f"dataset: {dataset} has no stories for {name}{why}")
