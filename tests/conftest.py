@@ -60,6 +60,14 @@ sample_prompts: [Once upon a time]
 """
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Keep bytes out of the names of tests: those of gzip hold the time at which they were made.
+
+    Processes of pytest-xdist that began in different seconds would not agree on the tests there are.
+    """
+    return argname if isinstance(val, bytes) else None
+
+
 def environment(home: Path, **extra: str) -> dict[str, str]:
     """Return a clean environment for a subprocess: own caches, no Hub, one thread."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "ACCELERATE_"))}
