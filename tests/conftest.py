@@ -63,7 +63,7 @@ sample_prompts: [Once upon a time]
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Keep bytes out of the names of tests: those of gzip hold the time at which they were made.
 
-    Processes of pytest-xdist that began in different seconds would not agree on the tests there are.
+    Processes of pytest-xdist that began in different seconds would collect different tests.
     """
     return argname if isinstance(val, bytes) else None
 
