@@ -23,11 +23,13 @@ def push_run(request: PushRequest) -> None:
     from tinystories_hf.files import check_writable
 
     if request.dry_run:
-        print(hub.describe_push(request.model, str(request.hub.hub_model_id)))
+        print(hub.describe_push(request.model, str(request.hub.hub_model_id), request.stated))
         return
     check_writable(request.model, "model", "copy it to a folder of yours: its card is written")
-    run_id = hub.check_run(request.model).run_id
-    destination = hub.check_destination(request.hub, request.model, run_id, request.revision)
+    record = hub.check_run(request.model)
+    destination = hub.check_destination(request.hub, request.model, record.run_id, request.revision)
+    if request.stated:
+        record.state(request.model, request.stated)
     print(f"published {hub.publish(request.model, destination)}")
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.conftest import environment, seconds_of_children, train_tiny
+from tests.conftest import ROOT, environment, seconds_of_children, train_tiny
 from tests.loopback_hub import LoopbackHub
 from tests.loopback_state import Account, Fault, Repository
 from tests.publishing import REPO, TOKEN, everything, on_disk, published, write_export
@@ -26,6 +28,7 @@ from tinystories_hf.destination import Destination
 from tinystories_hf.errors import RunError, UserError
 from tinystories_hf.hub import check_destination, publish, staged_files
 from tinystories_hf.provenance import read_record
+from tinystories_hf.script_arguments import parse_push_arguments
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -366,6 +369,22 @@ def test_a_dry_run_shows_all_and_changes_nothing(run_script: Run, run_dir: Path)
     assert "training_args" not in done.stdout
     after = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     assert after == before
+
+
+def test_a_licence_is_stated_when_a_run_is_published_and_stays(
+    mine: LoopbackHub, client: list[float], run_dir: Path
+) -> None:
+    push_run = runpy.run_path(str(ROOT / "scripts" / "push_to_hub.py"))["push_run"]
+    flags = ["--model", str(run_dir), "--repo", REPO]
+    stated = ["--license", "cc-by-4.0", "--language", "en", "fr"]
+    before = (run_dir / "run.json").read_bytes()
+    push_run(parse_push_arguments([*flags, *stated, "--dry_run"]))
+    assert (run_dir / "run.json").read_bytes() == before
+    for given in (stated, []):
+        push_run(parse_push_arguments([*flags, *given]))
+        card: Any = ModelCard(published(mine)["README.md"].decode()).data
+        assert card.license == "cc-by-4.0"
+        assert card.language == ["en", "fr"]
 
 
 def test_a_run_whose_push_fails_is_whole_and_names_the_command_that_publishes_it(

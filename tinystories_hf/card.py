@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,12 @@ def template_path() -> Path:
     return checkout if checkout.exists() else PACKAGE / "model_card.md"
 
 
-def render_card(run_dir: Path, model_id: str | None = None) -> str:
+def render_card(
+    run_dir: Path, model_id: str | None = None, stated: Mapping[str, Any] | None = None
+) -> str:
     """Return the model card of a finished run; `model_id` is the name by which it is loaded.
+
+    `stated` are a licence and languages in place of those of its record.
 
     Raises:
         UserError: `run.json` is missing or not a record of a run.
@@ -45,7 +50,7 @@ def render_card(run_dir: Path, model_id: str | None = None) -> str:
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string(template_path().read_text(encoding="utf-8"))
-    return template.render(card_facts(run_dir, model_id or run_dir.as_posix()))
+    return template.render(card_facts(run_dir, model_id or run_dir.as_posix(), stated or {}))
 
 
 def write_card(run_dir: Path, model_id: str | None = None) -> None:
@@ -53,7 +58,7 @@ def write_card(run_dir: Path, model_id: str | None = None) -> None:
     write_text(run_dir / CARD_FILE, render_card(run_dir, model_id))
 
 
-def card_facts(run_dir: Path, model_id: str) -> dict[str, Any]:
+def card_facts(run_dir: Path, model_id: str, stated: Mapping[str, Any]) -> dict[str, Any]:
     """Collect what the card states from the files of the run."""
     record = asdict(read_record(run_dir))
     configuration, dataset = record["configuration"], record["dataset"]
@@ -61,7 +66,7 @@ def card_facts(run_dir: Path, model_id: str) -> dict[str, Any]:
     evaluated = read_results(run_dir / EVAL_RESULTS)
     evaluation = evaluated["loss"]["packed"]
     last_samples = (run_dir / SAMPLES_FILE).read_text(encoding="utf-8").split("\n## Step ")[-1]
-    source, hub = dataset["train"]["source"], configuration.get("hub", {})
+    source, hub = dataset["train"]["source"], {**configuration.get("hub", {}), **stated}
     is_tinystories, is_toy = source.get("hub") == TINYSTORIES, "toy" in source
     prompts = configuration["training"]["sample_prompts"]
     # The prompts that are there without a word of the user begin English stories.

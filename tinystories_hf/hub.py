@@ -10,8 +10,10 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants
 
@@ -133,14 +135,16 @@ def _keep(files: list[Path], folder: Path) -> None:
     aside.rename(folder)
 
 
-def describe_push(run_dir: Path, destination_name: str) -> str:
-    """Return what a push would upload, with sizes, and the card it would carry.
+def describe_push(
+    run_dir: Path, destination_name: str, stated: Mapping[str, Any] | None = None
+) -> str:
+    """Return what a push would upload, with sizes, and the card it would carry; see `render_card`.
 
     Raises:
         UserError: as `check_run`.
     """
     check_run(run_dir)
-    card = render_card(run_dir, destination_name)
+    card = render_card(run_dir, destination_name, stated)
     sizes = {name: path.stat().st_size for name, path in staged_files(run_dir).items()}
     sizes[CARD_FILE] = len(card.encode())
     lines = [f"{size:>12,}  {name}" for name, size in sorted(sizes.items())]

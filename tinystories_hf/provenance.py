@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -79,6 +80,11 @@ class RunRecord:
     def write(self, run_dir: Path) -> None:
         """Write `run.json` by one rename, so that no reader sees half of it."""
         write_json(run_dir / FILE, asdict(self))
+
+    def state(self, run_dir: Path, stated: Mapping[str, Any]) -> None:
+        """Take the licence and languages that are stated after the run, for its cards."""
+        self.configuration.setdefault("hub", {}).update(stated)
+        self.write(run_dir)
 
     def end(self, run_dir: Path, status: Literal["finished", "stopped", "failed"]) -> None:
         """Say how the last session ended."""

@@ -19,6 +19,7 @@ class PushRequest(NamedTuple):
     revision: str
     dry_run: bool
     hub: HubArguments
+    stated: dict[str, Any]  # of the licence and languages of the card, those that are given
 
 
 class SpaceRequest(NamedTuple):
@@ -44,6 +45,8 @@ def parse_push_arguments(
     parser.add_argument("--model", metavar="DIR", help="run directory")
     parser.add_argument("--repo", metavar="NAME", help="repository, such as me/tinystories-xs")
     parser.add_argument("--revision", metavar="REV", help="branch to publish to [main]")
+    parser.add_argument("--license", metavar="NAME", help="for the card, such as mit")
+    parser.add_argument("--language", metavar="CODE", nargs="+", help="for the card, such as en")
     parser.add_argument("--site", metavar="DIR", help="page of scripts/build_page.py, not a run")
     parser.add_argument("--space", metavar="NAME", help="its Space, such as me/tinystories-demo")
     parser.add_argument("--private", action="store_true", help="if the repository is created")
@@ -65,7 +68,10 @@ def parse_push_arguments(
         hub_overwrite="overwrite" in flags,
     )
     revision = flags.get("revision", "main")
-    return PushRequest(Path(flags["model"]), revision, "dry_run" in flags, hub)
+    stated: dict[str, Any] = {
+        name: flags[name] for name in ("license", "language") if name in flags
+    }
+    return PushRequest(Path(flags["model"]), revision, "dry_run" in flags, hub, stated)
 
 
 def _space_request(flags: dict[str, Any]) -> SpaceRequest:
@@ -73,7 +79,8 @@ def _space_request(flags: dict[str, Any]) -> SpaceRequest:
         raise UserError(
             "give --site and --space together, such as --site site --space me/tinystories-demo"
         )
-    of_a_run = [f"--{name}" for name in ("model", "repo", "revision") if name in flags]
+    names = ("model", "repo", "revision", "license", "language")
+    of_a_run = [f"--{name}" for name in names if name in flags]
     if of_a_run:
         raise UserError(
             f"{', '.join(of_a_run)}: is for a run, --site and --space for a page; push one after"
