@@ -105,9 +105,28 @@ def test_what_cannot_be_done_is_refused_by_its_file_or_variable(
     left_over = tmp_path / "default_config.yaml"
     left_over.write_text("mixed_precision: fp8\n")
     monkeypatch.setattr(launcher, "default_config_file", str(left_over))
+    monkeypatch.setattr(launcher, "launcher_command", lambda: LAUNCH)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
+        check_launch()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "fp8"),
+        ("ACCELERATE_MIXED_PRECISION", "half"),
+        ("ACCELERATE_DYNAMO_BACKEND", "fastest"),
+        ("ACCELERATE_USE_FSDP", "true"),
+        ("ACCELERATE_USE_DEEPSPEED", "true"),
+    ],
+)
+def test_a_variable_that_no_launcher_has_set_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"^{name}={value} in the environment asks for"):
         check_launch()
 
 

@@ -17,13 +17,14 @@ ROWS = (
         " {per_device_train_batch_size} limits those that a device takes at once",
     ),
     (
-        "gradient_accumulation_steps gradient_accumulation grad_accum_steps grad_accumulation",
+        "gradient_accumulation_steps gradient_accumulation_step gradient_accumulation"
+        " grad_accum_steps grad_accumulation accumulation_steps",
         "leave it out: it follows from {global_batch_size}, {per_device_train_batch_size} and the"
         " number of processes",
     ),
     ("auto_find_batch_size", "leave it out: {per_device_train_batch_size} null does that"),
     ("eval_batch_size per_gpu_eval_batch_size", "give {per_device_eval_batch_size}"),
-    ("epochs num_epochs n_epochs max_epochs", "give {num_train_epochs}"),
+    ("epochs epoch num_epochs n_epochs max_epochs", "give {num_train_epochs}"),
     ("max_iters max_train_steps num_train_steps num_steps total_steps steps", "give {max_steps}"),
     ("max_train_samples", "give {max_steps}, which ends the run earlier"),
     ("warmup warmup_iters num_warmup_steps", "give {warmup_steps}"),
@@ -72,18 +73,18 @@ ROWS = (
         "leave it out: `accelerate launch --num_processes N` starts N processes",
     ),
     (
-        "deepspeed fsdp fsdp_config",
+        "deepspeed deepspeed_config fsdp fsdp_config",
         "launch with `accelerate launch --config_file configs/accelerate/fsdp.yaml`, which shards"
         " the model",
     ),
     # the run directory, what is watched
-    ("out_dir save_dir outdir", "give {output_dir}"),
+    ("out_dir save_dir outdir out output model_dir", "give {output_dir}"),
     (
-        "overwrite_output_dir",
+        "overwrite_output_dir overwrite force",
         "a run is never overwritten: remove it, give another {output_dir}, or continue it with"
         " {resume_from_checkpoint} auto",
     ),
-    ("resume resume_from", "give {resume_from_checkpoint} auto"),
+    ("resume resume_from load_checkpoint checkpoint", "give {resume_from_checkpoint} auto"),
     ("eval_interval eval_every evaluation_steps eval_freq", "give {eval_steps}"),
     (
         "eval_strategy evaluation_strategy",
@@ -93,7 +94,11 @@ ROWS = (
     ("eval_only do_eval do_predict", "leave it out: scripts/evaluate.py measures a finished run"),
     ("do_train", "leave it out: scripts/train.py trains"),
     ("save_strategy", "give {save_steps}: a run saves every so many steps, and at its end"),
-    ("save_interval save_every checkpoint_interval always_save_checkpoint", "give {save_steps}"),
+    (
+        "save_interval save_every checkpoint_interval always_save_checkpoint checkpointing_steps"
+        " checkpoint_steps",
+        "give {save_steps}",
+    ),
     ("max_checkpoints keep_checkpoints", "give {save_total_limit}"),
     ("log_interval log_every log_every_n_steps logging_strategy", "give {logging_steps}"),
     (
@@ -102,12 +107,14 @@ ROWS = (
         " the environment moves those of tensorboard",
     ),
     ("wandb_log use_wandb wandb", "give {report_to} wandb"),
+    ("tensorboard use_tensorboard", "give {report_to} tensorboard"),
     ("log_with with_tracking tracker", "give {report_to}"),
     ("wandb_project", "give {report_to} wandb, and WANDB_PROJECT in the environment"),
     ("wandb_run_name wandb_name experiment_name", "give {run_name}"),
     ("disable_tqdm", "leave it out: training prints lines, see {logging_steps}"),
     ("shuffle_seed", "give {data_seed}"),
-    ("num_workers", "give {dataloader_num_workers}"),
+    ("num_workers workers", "give {dataloader_num_workers}"),
+    ("num_threads threads n_threads", "set OMP_NUM_THREADS in the environment"),
     # the model
     ("n_layer n_layers num_hidden_layers layers", "give {num_layers}"),
     ("n_head n_heads num_attention_heads heads", "give {num_heads}"),
@@ -124,7 +131,7 @@ ROWS = (
     ("bias", "leave it out: GPT-Neo has the biases that it has"),
     ("flash_attn use_flash_attention attn_impl", "give {attn_implementation}"),
     (
-        "block_size max_seq_len max_seq_length seq_len seq_length sequence_length n_ctx max_length",
+        "block_size context ctx_len max_seq_len max_seq_length seq_len seq_length sequence_length n_ctx max_length",
         "give {context_length}, and {max_position_embeddings} for the model",
     ),
     ("n_positions max_positions", "give {max_position_embeddings}"),
@@ -139,7 +146,7 @@ ROWS = (
         " {num_heads}",
     ),
     # the text
-    ("dataset_name data data_dir dataset_dir data_path dataset_path", "give {dataset}"),
+    ("dataset_name data data_dir dataset_dir data_path dataset_path input_file", "give {dataset}"),
     ("tokenizer_name tokenizer_path tokenizer_name_or_path vocab_source", "give {tokenizer}"),
     ("vocab", "give {vocab_size}"),
     ("validation_split_percentage", "give {validation_share}: 0.05 is 5 per cent"),
@@ -147,14 +154,23 @@ ROWS = (
         "dataset_config_name dataset_config subset",
         "leave it out: {train_file} and {validation_file} choose files of {dataset}",
     ),
+    ("train_files training_file", "give {train_file}, a name or a pattern"),
+    ("validation_files eval_file val_file valid_file dev_file", "give {validation_file}"),
+    ("test_file", "leave it out: a run trains and validates; see {validation_file}"),
     ("separator delimiter", "give {story_separator}"),
     ("eos eos_token_id end_of_text", "give {eos_token}"),
-    ("text_column_name text_field dataset_text_field", "give {text_column}"),
+    ("text_column_name text_field text_key dataset_text_field", "give {text_column}"),
     ("cache_dir overwrite_cache", "rows are kept in {prepared_dir}, and made anew for other text"),
-    ("preprocessing_num_workers", "leave it out: preparation uses what the machine has"),
+    ("preprocessing_num_workers num_proc", "leave it out: preparation uses what the machine has"),
     # the Hub
     ("repo_id hub_repo push_to_hub_model_id hub_repo_id", "give {hub_model_id}"),
     ("hub_private private", "give {hub_private_repo}"),
+    ("hub_revision", "leave it out: scripts/push_to_hub.py publishes to a branch"),
+    ("hub_always_push", "leave it out: see {hub_strategy}"),
+    (
+        "temperature top_k top_p max_new_tokens num_return_sequences num_samples prompt start",
+        "leave it out: scripts/generate.py tells stories of a finished run; see {sample_prompts}",
+    ),
     # stories and measurements of a finished model
     ("model_name_or_path model_name pretrained init_from checkpoint", "give {model}"),
     ("out_dir", "give {model} and {prompt}"),
@@ -175,7 +191,7 @@ def instead_of(name: str, known: Collection[str], prefix: str = "") -> str:
 
     `known` are the settings that there are, and `prefix` is put before those that are named.
     """
-    plain = name.replace("-", "_")
+    plain = name.replace("-", "_").lower()
     for names, hint in ROWS:
         settings = SETTING.findall(hint)
         if plain in names.split() and known and set(settings) <= set(known):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 from accelerate.commands.config.config_args import default_config_file
+from accelerate.utils import DynamoBackend
 
 from tinystories_hf.arguments import TrainingArguments
 from tinystories_hf.errors import UserError
@@ -21,6 +22,11 @@ OTHER_WAYS = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
 }
+# Variables that accelerate reads, what they choose, and the values that can be used here.
+CHOICES = (
+    ("ACCELERATE_MIXED_PRECISION", "mixed_precision", ["bf16", "fp16", "no"]),
+    ("ACCELERATE_DYNAMO_BACKEND", "dynamo_backend", [x.lower() for x in DynamoBackend.list()]),
+)
 
 
 def check_launch() -> None:
@@ -31,19 +37,21 @@ def check_launch() -> None:
     """
     _check_group()
     _check_mpi()
-    asked = [what for name, what in OTHER_WAYS.items() if os.environ.get(name) == "true"]
+    asked = {name: what for name, what in OTHER_WAYS.items() if os.environ.get(name) == "true"}
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("FSDP_VERSION") != "2":
-        asked.append("FSDP 1")
-    if asked:
+        asked["ACCELERATE_USE_FSDP"] = "FSDP 1"
+    for name, what in asked.items():
         raise UserError(
-            f"{_source()} asks for {asked[0]}, which is not supported; launch with --config_file"
+            f"{_source(name)} asks for {what}, which is not supported; launch with --config_file"
             " configs/accelerate/fsdp.yaml to shard a model, or with another file of that folder"
         )
-    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp8":
-        raise UserError(
-            f"{_source()} asks for mixed_precision fp8, which is not supported; choose bf16, fp16"
-            " or no"
-        )
+    for name, what, choices in CHOICES:
+        value = os.environ.get(name, choices[0])
+        if value.lower() not in choices:
+            raise UserError(
+                f"{_source(name)} asks for {what} {value}, which is not supported; choose"
+                f" {', '.join(choices[:-1])} or {choices[-1]}"
+            )
 
 
 def choose_precision(training: TrainingArguments) -> Precision:
@@ -58,8 +66,8 @@ def choose_precision(training: TrainingArguments) -> Precision:
     asked: Precision = "bf16" if training.bf16 else "no"
     if launched not in (None, asked):
         raise UserError(
-            f"bf16: the setting is {str(training.bf16).lower()}, and {_source()} asks for"
-            f" mixed_precision {launched}; change one of them, or set bf16 to auto"
+            f"bf16: the setting is {str(training.bf16).lower()}, and"
+            f" {_source('ACCELERATE_MIXED_PRECISION')} asks for mixed_precision {launched}; change one of them, or set bf16 to auto"
         )
     return asked
 
@@ -89,9 +97,11 @@ def launcher_command() -> list[str]:
         return []
 
 
-def _source() -> str:
-    """Name where the launcher's settings come from: flags, a file that was named, or the user's."""
+def _source(variable: str) -> str:
+    """Name where a setting comes from: the launcher's flags, its file, or the variable alone."""
     command = launcher_command()
+    if not any("accelerate" in word for word in command):
+        return f"{variable}={os.environ.get(variable)} in the environment"
     for word, following in zip(command, [*command[1:], ""], strict=False):
         flag, _, value = word.partition("=")
         if flag.replace("-", "_") == "__config_file":
