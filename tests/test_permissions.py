@@ -30,7 +30,7 @@ from tinystories_hf.evaluation.run import run_evaluation
 from tinystories_hf.generation import load_for_generation
 from tinystories_hf.onnx_export import export_onnx
 from tinystories_hf.page.build import build_page
-from tinystories_hf.run_directory import claimed
+from tinystories_hf.run_directory import claimed, where_to_start
 from tinystories_hf.script_arguments import parse_push_arguments
 
 CAPABILITIES_VERSION = 0x20080522
@@ -192,3 +192,31 @@ def test_umask_holds_for_every_file_of_a_run(
         files = [path for path in folder.rglob("*") if path.is_file()]
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in files}
         assert modes == dict.fromkeys(modes, expected)
+
+
+BELOW: dict[str, Callable[[Path, Callable[..., Arguments]], object]] = {
+    "model: generation": lambda run, _parse: load_for_generation(str(run)),
+    "output_dir: a training": lambda run, parse: where_to_start(
+        parse("--output_dir", str(run)).training
+    ),
+    "output_dir: a run": lambda run, _parse: claimed(run).__enter__(),
+    "resume_from_checkpoint: a training": lambda run, parse: where_to_start(
+        parse("--resume_from_checkpoint", str(run / "checkpoint-20")).training
+    ),
+    "out: a page": lambda run, _parse: build_page({"xs": run}, run / "site"),
+}
+
+
+@pytest.mark.parametrize("place", BELOW)
+def test_what_lies_below_a_folder_that_cannot_be_entered_is_called_that(
+    place: str, tiny_arguments: Callable[..., Arguments], tmp_path: Path
+) -> None:
+    closed = tmp_path / "closed"
+    (closed / "run").mkdir(parents=True)
+    closed.chmod(0)
+    setting = place.partition(":")[0]
+    try:
+        with pytest.raises(UserError, match=rf"^{setting}: .*closed/run.* Permission denied"):
+            BELOW[place](closed / "run", tiny_arguments)
+    finally:
+        closed.chmod(0o755)

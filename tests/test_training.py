@@ -133,6 +133,8 @@ def test_resuming_needs_a_checkpoint(tiny_arguments: Parse, tmp_path: Path) -> N
         where_to_start(tiny_arguments("--resume_from_checkpoint").training)
     with pytest.raises(UserError, match=r"not a whole checkpoint: it has no checkpoint\.json"):
         where_to_start(tiny_arguments("--resume_from_checkpoint", str(tmp_path)).training)
+    with pytest.raises(UserError, match="nowhere is not a whole checkpoint: it is not there"):
+        where_to_start(tiny_arguments("--resume_from_checkpoint", "nowhere").training)
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(UserError, match="is a file"), claimed(file):

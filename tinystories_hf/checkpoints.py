@@ -103,6 +103,8 @@ def read_checkpoint(path: Path, *, every_byte: bool = True) -> Checkpoint:
     Raises:
         UserError: it is not whole; the message says what is wrong.
     """
+    if not path.exists():
+        raise UserError(f"{path} is not a whole checkpoint: it is not there")
     if not (path / SEAL).exists():
         raise UserError(f"{path} is not a whole checkpoint: it has no {SEAL}")
     try:

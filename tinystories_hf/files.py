@@ -94,7 +94,10 @@ def check_writable(folder: Path, setting: str, fix: str = "choose another folder
 def check_readable(folder: Path, setting: str) -> None:
     """Raise a `UserError` where a file of a model folder, or what describes it, cannot be read."""
     with readable(setting, folder):
-        files = list(folder.iterdir()) if folder.is_dir() else []
+        try:
+            files = list(folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            files = []
     for path in files:
         if path.suffix in (".json", ".safetensors", ".txt", ".md"):
             with readable(setting, path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from tinystories_hf.arguments import GenerationArguments
 from tinystories_hf.decoding import decode, uniform_draws
 from tinystories_hf.errors import UserError
+from tinystories_hf.files import check_readable
 from tinystories_hf.hub_client import without_progress_bars
 from tinystories_hf.modeling import GPTNeoForCausalLM, load_model
 from tinystories_hf.positions import context_length
@@ -40,6 +42,8 @@ def load_for_generation(
     Raises:
         UserError: there is no such model.
     """
+    # Transformers takes a folder that it may not look into for a name on the Hub.
+    check_readable(Path(name), "model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         model = load_model(name, revision)

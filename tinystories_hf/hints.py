@@ -131,7 +131,8 @@ ROWS = (
     ("bias", "leave it out: GPT-Neo has the biases that it has"),
     ("flash_attn use_flash_attention attn_impl", "give {attn_implementation}"),
     (
-        "block_size context ctx_len max_seq_len max_seq_length seq_len seq_length sequence_length n_ctx max_length",
+        "block_size context ctx_len max_seq_len max_seq_length seq_len seq_length sequence_length"
+        " n_ctx max_length",
         "give {context_length}, and {max_position_embeddings} for the model",
     ),
     ("n_positions max_positions", "give {max_position_embeddings}"),

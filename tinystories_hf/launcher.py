@@ -67,7 +67,8 @@ def choose_precision(training: TrainingArguments) -> Precision:
     if launched not in (None, asked):
         raise UserError(
             f"bf16: the setting is {str(training.bf16).lower()}, and"
-            f" {_source('ACCELERATE_MIXED_PRECISION')} asks for mixed_precision {launched}; change one of them, or set bf16 to auto"
+            f" {_source('ACCELERATE_MIXED_PRECISION')} asks for mixed_precision {launched}; change"
+            " one of them, or set bf16 to auto"
         )
     return asked
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tinystories_hf import checkpoints, provenance
 from tinystories_hf.arguments import TrainingArguments
 from tinystories_hf.checkpoints import Checkpoint, Start
-from tinystories_hf.errors import UserError
+from tinystories_hf.errors import UserError, readable
 from tinystories_hf.files import check_writable, locked, remove_created
 from tinystories_hf.trajectory import OPEN_ENDED, differences
 
@@ -28,7 +28,9 @@ def claimed(run_dir: Path) -> Iterator[None]:
     Raises:
         UserError: another run writes into it, it cannot be written, or it is a file.
     """
-    if run_dir.exists() and not run_dir.is_dir():
+    with readable("output_dir", run_dir):
+        is_file = run_dir.exists() and not run_dir.is_dir()
+    if is_file:
         raise UserError(f"output_dir: {run_dir} is a file; choose another directory")
     check_writable(run_dir, "output_dir", "choose another --output_dir")
     created = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
@@ -73,13 +75,15 @@ def where_to_start(training: TrainingArguments) -> Start:
             there is is damaged.
     """
     run_dir, wanted = Path(training.output_dir), training.resume_from_checkpoint
-    folders = checkpoints.checkpoint_folders(run_dir)
+    with readable("output_dir", run_dir):
+        folders = checkpoints.checkpoint_folders(run_dir)
     if wanted is False:
         _refuse_an_existing_run(run_dir, folders)
         return Start()
     if wanted is not True and wanted != AUTO:
-        _refuse_a_run_directory(Path(wanted))
-        return Start(checkpoints.read_checkpoint(Path(wanted)))
+        with readable("resume_from_checkpoint", wanted):
+            _refuse_a_run_directory(Path(wanted))
+            return Start(checkpoints.read_checkpoint(Path(wanted)))
     found = checkpoints.newest_whole(run_dir)
     if found.checkpoint is None and folders:
         raise UserError(

@@ -77,7 +77,8 @@ def read_prompts(path: Path, source: str) -> Prompts:
         content = path.read_bytes()
         texts = yaml.safe_load(content)
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts: cannot read {path}: {error}") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"prompts: cannot read {path}: {reason}") from None
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
         raise UserError(f"prompts: {path} must be a YAML list of texts")
     return Prompts(texts, source, hashlib.sha256(content).hexdigest())

@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard
 
 from tinystories_hf import onnx_export
 from tinystories_hf.card import CARD_FILE
-from tinystories_hf.errors import RunError, UserError
+from tinystories_hf.errors import RunError, UserError, readable
 from tinystories_hf.evaluation.stories import OUR_FILE
 from tinystories_hf.files import check_readable, check_writable, file_sha256, write_json
 from tinystories_hf.onnx_export import FOLDER, FP32, Q8, RECORD, WEIGHTS
@@ -123,10 +123,11 @@ def is_page(folder: Path) -> bool:
 
 
 def _refuse_others(out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()) and not is_page(out):
-        raise UserError(f"out: {out} holds something else; choose another folder")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"out: {out} is a file; choose another folder")
+    with readable("out", out):
+        if out.is_dir() and any(out.iterdir()) and not is_page(out):
+            raise UserError(f"out: {out} holds something else; choose another folder")
+        if out.exists() and not out.is_dir():
+            raise UserError(f"out: {out} is a file; choose another folder")
 
 
 def _add_libraries(folder: Path, cached: Mapping[str, Path | None]) -> None:
