@@ -23,7 +23,7 @@ from tinystories_hf.evaluation.ngrams import (
     words_of,
 )
 from tinystories_hf.evaluation.records import RecordFile
-from tinystories_hf.evaluation.stories import count_in, load_prompts, story_records
+from tinystories_hf.evaluation.stories import count_in, load_prompts, read_prompts, story_records
 from tinystories_hf.evaluation.subject import load_subject
 
 
@@ -121,6 +121,15 @@ def test_records_of_something_else_are_not_touched(tmp_path: Path) -> None:
     path.write_bytes(before[:5])  # killed in the middle of the first line
     assert RecordFile(path, {"seed": 1}).records == []
     assert RecordFile(path, {"seed": 1}).records == []
+
+
+def test_prompts_that_cannot_be_read_are_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.yaml"
+    for content in (b"- a: [\n", b'- "h\xe9"\n'):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"^prompts: cannot read {path}: ") as refused:
+            read_prompts(path, "mine")
+        assert "\n" not in str(refused.value)
 
 
 def test_beginnings_come_from_a_file_the_dataset_or_our_own_set(
