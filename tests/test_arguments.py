@@ -44,6 +44,8 @@ def test_licence_and_language_of_the_yaml_are_those_of_its_dataset() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (("--license", ""), "license and language must not be empty"),
+        (("--language", "en", ""), "license and language must not be empty"),
         (("--hidden_size", "30"), "hidden_size 30 is not divisible by num_heads 4"),
         (("--num_layers", "3"), "num_layers 3 is not a multiple"),
         (("--attention_types", "sparse"), "attention_types must list"),

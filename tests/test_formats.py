@@ -232,7 +232,7 @@ SOURCE = b"Once upon a time.\n<|endoftext|>\n" * 50
         ("s.txt", lzma.compress(SOURCE), "is xz, not text; unpack it first"),
         ("s.txt", b"PK\x03\x04" + SOURCE, "is a zip archive, not text; unpack it"),
         ("s.txt", parquet(["a"]), "is Parquet, not text; give its name the ending .parquet"),
-        ("s.parquet", gzip.compress(SOURCE), "is gzip, not Parquet"),
+        ("s.parquet", gzip.compress(SOURCE), "is gzip, not Parquet; .*unpack it"),
         ("s.parquet", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS.*git lfs pull"),
         ("s.txt", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS.*git lfs pull"),
         ("s.txt", b"\xff\xfe" + UTF16, "is UTF-16, not text; .*iconv -f UTF-16 -t UTF-8"),

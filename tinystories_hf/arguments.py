@@ -310,6 +310,8 @@ class HubArguments:
     def __post_init__(self) -> None:
         if not self.push_to_hub and (self.hub_strategy != "end" or self.hub_overwrite):
             raise UserError("hub_strategy and hub_overwrite need push_to_hub; add --push_to_hub")
+        if self.license == "" or "" in self.language:
+            raise UserError("license and language must not be empty; leave out what is not known")
 
 
 @dataclass(frozen=True)

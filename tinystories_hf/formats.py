@@ -23,10 +23,10 @@ BLOCK = 1 << 20
 CONVERT = "convert it to UTF-8 first, for instance with iconv"
 # How files begin that are often taken for others, what they are, and what to do about them.
 BEGINNINGS = (
-    (b"\x1f\x8b", "gzip", "give its name the ending .gz"),
-    (b"\x28\xb5\x2f\xfd", "zstd", "give its name the ending .zst"),
-    (b"\x04\x22\x4d\x18", "lz4", "give its name the ending .lz4"),
-    (b"BZh91AY&SY", "bz2", "give its name the ending .bz2"),
+    (b"\x1f\x8b", "gzip", "give its name the ending .gz, or unpack it"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "give its name the ending .zst, or unpack it"),
+    (b"\x04\x22\x4d\x18", "lz4", "give its name the ending .lz4, or unpack it"),
+    (b"BZh91AY&SY", "bz2", "give its name the ending .bz2, or unpack it"),
     (b"\xfd7zXZ\0", "xz", "unpack it first"),
     (b"PK\x03\x04", "a zip archive", "unpack it first"),
     (b"PAR1\x15", "Parquet", "give its name the ending .parquet"),

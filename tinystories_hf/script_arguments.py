@@ -61,16 +61,17 @@ def parse_push_arguments(
         return _space_request(flags)
     if "model" not in flags or "repo" not in flags:
         raise UserError("give --model and --repo, such as --model runs/xs --repo me/tinystories-xs")
+    stated: dict[str, Any] = {
+        name: flags[name] for name in ("license", "language") if name in flags
+    }
     hub = HubArguments(
         push_to_hub=True,
         hub_model_id=flags["repo"],
         hub_private_repo="private" in flags,
         hub_overwrite="overwrite" in flags,
+        **stated,
     )
     revision = flags.get("revision", "main")
-    stated: dict[str, Any] = {
-        name: flags[name] for name in ("license", "language") if name in flags
-    }
     return PushRequest(Path(flags["model"]), revision, "dry_run" in flags, hub, stated)
 
 
