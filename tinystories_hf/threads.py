@@ -6,8 +6,8 @@ import os
 
 # Any of them is a choice of the user's: OpenMP's own, and those of GNU's and of Intel's runtime.
 CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-# A step has many short waits. Looking for work so often costs no speed, alone or beside another
-# program; with 0, a step of XS is 5% slower. GNU's default is 300,000 (docs/results.md).
+# A step has many short waits. With so many looks for work no speed is lost alone, and half is kept
+# beside another program; GNU's default is 300,000 (docs/results.md).
 LOOKS_BEFORE_SLEEP = 10_000
 
 
