@@ -8,7 +8,7 @@ measured in turn in one process, medians with their spread; memory in processes 
 parts of XS take 40 minutes on two CPU cores.
 """
 
-from tinystories_hf.errors import report_user_errors
+from tinystories_hf.core.script import report_user_errors
 
 
 def main() -> None:

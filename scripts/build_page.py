@@ -7,18 +7,18 @@ The models have to be exported with scripts/export_onnx.py first. Any web server
 scripts/push_to_hub.py --site makes it a Space.
 """
 
-from tinystories_hf.errors import report_user_errors
-from tinystories_hf.script_arguments import parse_page_arguments
+from tinystories_hf.core.script import report_user_errors
+from tinystories_hf.web.arguments import parse_page_arguments
 
 
 def main() -> None:
     """Parse, build, serve."""
     request = parse_page_arguments(description=__doc__ or "")
-    from tinystories_hf.page import build
+    from tinystories_hf.web import page
 
-    print(f"built {build.build_page(request.models, request.out, request.dtype)}", flush=True)
+    print(f"built {page.build_page(request.models, request.out, request.dtype)}", flush=True)
     if request.serve:
-        build.serve(request.out, request.port)
+        page.serve(request.out, request.port)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,16 @@ eval_results.json, evaluation.md with its pictures, and every story and reply as
 same command goes on where it was stopped. The key of an endpoint is read from JUDGE_API_KEY.
 """
 
-from tinystories_hf.errors import report_user_errors
+from tinystories_hf.core.script import report_user_errors
 from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
 
 
 def main() -> None:
     """Parse, measure."""
     request = parse_evaluation_arguments(description=__doc__ or "")
-    from tinystories_hf.evaluation.run import run_evaluation
+    from tinystories_hf.evaluation.evaluate import evaluate
 
-    run_evaluation(request)
+    evaluate(request)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,14 @@ Needs the packages of `pip install --constraint constraints.txt --editable ".[on
 are checked against PyTorch before they stand; publishing the folder publishes them with it.
 """
 
-from tinystories_hf.errors import report_user_errors
-from tinystories_hf.script_arguments import parse_export_arguments
+from tinystories_hf.core.script import report_user_errors
+from tinystories_hf.web.arguments import parse_export_arguments
 
 
 def main() -> None:
     """Parse, export, say what came out."""
     folder = parse_export_arguments(description=__doc__ or "")
-    from tinystories_hf.onnx_export import export_onnx
+    from tinystories_hf.web.onnx_export import export_onnx
 
     print(f"exported {folder / 'onnx'}: {export_onnx(folder)}")
 

@@ -8,18 +8,18 @@ Stories are sampled at temperature 1 with a fixed seed, end where the model ends
 past the length it was trained on. Several prompts are told in one batch.
 """
 
-from tinystories_hf.errors import report_user_errors
+from tinystories_hf.core.script import report_user_errors
 
 
 def main() -> None:
     """Parse, load, tell."""
-    from tinystories_hf.script_arguments import parse_generation_arguments
+    from tinystories_hf.generation.arguments import parse_generation_arguments
 
     asked = parse_generation_arguments(description=__doc__ or "")
-    from tinystories_hf.generation import generate_stories, load_for_generation
+    from tinystories_hf.generation.generate import generate, load_for_generation
 
     model, tokenizer = load_for_generation(asked.model, asked.revision)
-    for story in generate_stories(model, tokenizer, asked.prompt, asked.settings):
+    for story in generate(model, tokenizer, asked.prompt, asked.settings):
         print(story, end="\n\n")
 
 

@@ -9,16 +9,17 @@ do not matter here. Prints where the rows are and every count. With --streaming 
 validation alone: training becomes rows while a run reads it.
 """
 
-from tinystories_hf.arguments import parse_arguments
-from tinystories_hf.errors import report_user_errors
+from tinystories_hf.config.command_line import parse_arguments
+from tinystories_hf.core.script import report_user_errors
 
 
 def main() -> None:
     """Parse, prepare, report."""
     arguments = parse_arguments(description=__doc__ or "")
-    from tinystories_hf.data import describe, prepare
+    from tinystories_hf.data.manifest import describe_rows_on_disk
+    from tinystories_hf.data.prepare import prepare
 
-    print(describe(prepare(arguments.data, arguments.model.vocab_size)))
+    print(describe_rows_on_disk(prepare(arguments.data, arguments.model.vocab_size)))
 
 
 if __name__ == "__main__":

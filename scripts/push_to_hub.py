@@ -7,8 +7,8 @@
 Log in with `hf auth login` first, or set HF_TOKEN. Pushing again uploads only what differs.
 """
 
-from tinystories_hf.errors import report_user_errors
-from tinystories_hf.script_arguments import PushRequest, SpaceRequest, parse_push_arguments
+from tinystories_hf.core.script import report_user_errors
+from tinystories_hf.hub.arguments import PushRequest, SpaceRequest, parse_push_arguments
 
 
 def main() -> None:
@@ -19,32 +19,34 @@ def main() -> None:
 
 def push_run(request: PushRequest) -> None:
     """Publish a run, or show it."""
-    from tinystories_hf import hub
-    from tinystories_hf.files import check_writable
+    from tinystories_hf.core.files import check_writable
+    from tinystories_hf.hub import publish
 
     if request.dry_run:
-        print(hub.describe_push(request.model, str(request.hub.hub_model_id), request.stated))
+        print(publish.describe_push(request.model, str(request.hub.hub_model_id), request.stated))
         return
     check_writable(request.model, "model", "copy it to a folder of yours: its card is written")
-    record = hub.check_run(request.model)
-    destination = hub.check_destination(request.hub, request.model, record.run_id, request.revision)
+    record = publish.check_finished_run(request.model)
+    destination = publish.check_repository(
+        request.hub, request.model, record.run_id, request.revision
+    )
     if request.stated:
         record.state(request.model, request.stated)
-    print(f"published {hub.publish(request.model, destination)}")
+    print(f"published {publish.publish(request.model, destination)}")
 
 
 def push_page(request: SpaceRequest) -> None:
     """Publish a page as a Space, or show it."""
-    from tinystories_hf import space
-    from tinystories_hf.destination import Destination
+    from tinystories_hf.hub import space
+    from tinystories_hf.hub.repository import Repository
 
-    wanted = Destination(
+    wanted = Repository(
         request.space, private=request.private, overwrite=request.overwrite, repo_type="space"
     )
     if request.dry_run:
         print(space.describe_space(request.site, wanted))
         return
-    destination = space.check_space(request.site, wanted)
+    destination = space.check_space_repository(request.site, wanted)
     print(f"published {space.publish_space(request.site, destination)}")
 
 

@@ -9,16 +9,16 @@ Without --config it trains the XS model of configs/xs.yaml on roneneldan/TinySto
 below can stand in a YAML file or on the command line; the command line wins.
 """
 
-from tinystories_hf.arguments import parse_arguments
-from tinystories_hf.errors import report_user_errors
-from tinystories_hf.stopping import stoppable
+from tinystories_hf.config.command_line import parse_arguments
+from tinystories_hf.core.script import report_user_errors
+from tinystories_hf.training.signals import stop_on_signals
 
 
 def main() -> None:
     """Parse, then train; torch is imported only once the settings are known to be sound."""
     arguments = parse_arguments(description=__doc__ or "")
-    with stoppable() as stop:
-        from tinystories_hf.training import train
+    with stop_on_signals() as stop:
+        from tinystories_hf.training.train import train
 
         train(arguments, stop)
 

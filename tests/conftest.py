@@ -18,10 +18,10 @@ import torch
 from filelock import FileLock
 from huggingface_hub import constants
 
-from tests.loopback_hub import LoopbackHub
-from tests.loopback_state import Account
-from tests.publishing import TOKEN
-from tinystories_hf.arguments import Arguments, parse_arguments
+from tests.support.loopback_hub import LoopbackHub
+from tests.support.loopback_state import Account
+from tests.support.publishing import TOKEN
+from tinystories_hf.config.command_line import Arguments, parse_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -245,7 +245,7 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported_run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a copy of the trained run with its ONNX files."""
     pytest.importorskip("onnxscript", reason="needs the packages of the extra `onnx`")
-    from tinystories_hf.onnx_export import export_onnx
+    from tinystories_hf.web.onnx_export import export_onnx
 
     def make(folder: Path) -> None:
         export_onnx(Path(shutil.copytree(trained_run, folder / "run")))

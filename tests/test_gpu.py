@@ -6,9 +6,9 @@ import pytest
 import torch
 import transformers
 
-from tests.test_attention import configuration, distance, gradients, tokens
-from tinystories_hf.hardware import full_precision
-from tinystories_hf.modeling import GPTNeoForCausalLM
+from tests.model.test_attention import configuration, distance, gradients, tokens
+from tinystories_hf.core.device import full_precision
+from tinystories_hf.model.modeling import GPTNeoForCausalLM
 
 pytestmark = [
     pytest.mark.gpu,

@@ -18,10 +18,10 @@ from huggingface_hub.utils import are_progress_bars_disabled, get_session
 from transformers.utils import enable_tf32
 from transformers.utils.logging import is_progress_bar_enabled
 
-from tinystories_hf.arguments import Arguments
-from tinystories_hf.hardware import precision_put_back
-from tinystories_hf.hub_client import ask
-from tinystories_hf.training import train
+from tinystories_hf.config.command_line import Arguments
+from tinystories_hf.core.device import restoring_precision
+from tinystories_hf.hub.client import ask
+from tinystories_hf.training.train import train
 
 Parse = Callable[..., Arguments]
 
@@ -78,7 +78,7 @@ def test_trainings_of_other_precisions_follow_one_another(
 
 def test_tf32_that_the_trainer_switches_on_does_not_outlive_the_training() -> None:
     before = process_state()
-    with precision_put_back():
+    with restoring_precision():
         enable_tf32(True)
         assert process_state() != before
     assert process_state() == before

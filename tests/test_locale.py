@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, TINY_CONFIG, environment
-from tests.forked import train_forked
+from tests.support.forked import train_forked
 
 HEROES = ("Zoë", "Tom", "Chloé", "the 龍", "Ben", "Mia")
 THINGS = ("a red ball", "“a song”", "a small dog", "an old boat", "a crème", "the moon – so big")

@@ -18,10 +18,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import LAUNCH, ROOT, environment
-from tests.loopback_hub import LoopbackHub
-from tests.loopback_state import Account, Repository
-from tests.test_stock_loading import load_stock
-from tinystories_hf.arguments import parse_arguments
+from tests.model.test_stock_loading import load_stock
+from tests.support.loopback_hub import LoopbackHub
+from tests.support.loopback_state import Account, StoredRepository
+from tinystories_hf.config.command_line import parse_arguments
 
 TOKEN = "hf_loopback"
 
@@ -38,7 +38,7 @@ def hub_of_the_mission(shared: Path) -> LoopbackHub:
     """Return a Hub with the dataset at the pinned commit and the tokenizer."""
     stories = shared / "data/tinystories"
     tokenizer = shared / "data/gpt-neo-tokenizer"
-    dataset = Repository(
+    dataset = StoredRepository(
         {
             "data/train-00000-of-00001.parquet": parquet(stories / "TinyStories-train.txt"),
             "data/validation-00000-of-00001.parquet": parquet(stories / "TinyStories-valid.txt"),
@@ -49,7 +49,7 @@ def hub_of_the_mission(shared: Path) -> LoopbackHub:
     return LoopbackHub(
         repositories={
             ("datasets", "roneneldan/TinyStories"): dataset,
-            ("models", "EleutherAI/gpt-neo-125m"): Repository(files),
+            ("models", "EleutherAI/gpt-neo-125m"): StoredRepository(files),
         },
         accounts={TOKEN: Account("me")},
     )

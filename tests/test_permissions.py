@@ -16,22 +16,23 @@ import pytest
 from huggingface_hub import constants
 
 from tests.conftest import ROOT
-from tests.loopback_hub import LoopbackHub
-from tests.loopback_state import Repository
-from tests.publishing import REPO
-from tinystories_hf import hub
-from tinystories_hf.arguments import Arguments
+from tests.support.loopback_hub import LoopbackHub
+from tests.support.loopback_state import StoredRepository
+from tests.support.publishing import REPO
 from tinystories_hf.benchmark.run import parse_benchmark_arguments, run_benchmark
-from tinystories_hf.data import prepare
-from tinystories_hf.download import download_files
-from tinystories_hf.errors import UserError
+from tinystories_hf.config.command_line import Arguments
+from tinystories_hf.core.errors import UserError
+from tinystories_hf.data.download import download_files
+from tinystories_hf.data.prepare import prepare
 from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
-from tinystories_hf.evaluation.run import run_evaluation
-from tinystories_hf.generation import load_for_generation
-from tinystories_hf.onnx_export import export_onnx
-from tinystories_hf.page.build import build_page
-from tinystories_hf.run_directory import claimed, where_to_start
-from tinystories_hf.script_arguments import parse_push_arguments
+from tinystories_hf.evaluation.evaluate import evaluate
+from tinystories_hf.generation.generate import load_for_generation
+from tinystories_hf.hub import publish
+from tinystories_hf.hub.arguments import parse_push_arguments
+from tinystories_hf.training.resume import where_to_start
+from tinystories_hf.training.run_directory import lock_run_directory
+from tinystories_hf.web.onnx_export import export_onnx
+from tinystories_hf.web.page import build_page
 
 CAPABILITIES_VERSION = 0x20080522
 OVERRIDE_PERMISSIONS = 0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, for root alone
@@ -56,8 +57,8 @@ def as_a_user() -> Iterator[None]:
     assert libc.capset(header, sets) == 0
 
 
-def evaluate(*flags: str) -> None:
-    run_evaluation(parse_evaluation_arguments(["--dataset", "toy", *flags]))
+def run_evaluate_script(*flags: str) -> None:
+    evaluate(parse_evaluation_arguments(["--dataset", "toy", *flags]))
 
 
 def push(run: Path) -> None:
@@ -66,7 +67,7 @@ def push(run: Path) -> None:
 
 
 def claim(run: Path) -> None:
-    with claimed(run):
+    with lock_run_directory(run):
         pass
 
 
@@ -77,13 +78,13 @@ def benchmark(config: str, target: Path) -> None:
 TARGETS: dict[str, Callable[[Path, Path, str], object]] = {
     "output_dir: a new run": lambda closed, _run, _config: claim(closed / "runs" / "xs"),
     "output_dir: a run that is there": lambda closed, _run, _config: claim(closed / "run"),
-    "output_dir: an evaluated run": lambda closed, _run, _config: evaluate(
+    "output_dir: an evaluated run": lambda closed, _run, _config: run_evaluate_script(
         "--model", str(closed / "run"), "--suite", "loss"
     ),
-    "output_dir: an evaluation": lambda closed, run, _config: evaluate(
+    "output_dir: an evaluation": lambda closed, run, _config: run_evaluate_script(
         "--model", str(run), "--output_dir", str(closed / "a")
     ),
-    "output_dir: a report": lambda closed, run, _config: evaluate(
+    "output_dir: a report": lambda closed, run, _config: run_evaluate_script(
         "--results", str(run / "eval_results.json"), "--output_dir", str(closed / "a")
     ),
     "model: an export": lambda closed, _run, _config: export_onnx(closed / "run"),
@@ -139,7 +140,7 @@ def test_a_cache_of_the_hub_that_cannot_be_used_is_named(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    mine.repositories["datasets", "some/stories"] = Repository({"a.txt": b"Once."})
+    mine.repositories["datasets", "some/stories"] = StoredRepository({"a.txt": b"Once."})
     cache = tmp_path / "cache"
     cache.mkdir()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
@@ -160,10 +161,10 @@ def without_locks(*_: object) -> None:
 
 READERS: dict[str, Callable[[Path], object]] = {
     "generate": lambda run: load_for_generation(str(run)),
-    "evaluate": lambda run: evaluate("--model", str(run), "--suite", "loss"),
+    "evaluate": lambda run: run_evaluate_script("--model", str(run), "--suite", "loss"),
     "export": export_onnx,
     "page": lambda run: build_page({"xs": run}, run.parent / "site"),
-    "push": lambda run: hub.describe_push(run, REPO),
+    "push": lambda run: publish.describe_push(run, REPO),
 }
 
 
@@ -199,7 +200,7 @@ BELOW: dict[str, Callable[[Path, Callable[..., Arguments]], object]] = {
     "output_dir: a training": lambda run, parse: where_to_start(
         parse("--output_dir", str(run)).training
     ),
-    "output_dir: a run": lambda run, _parse: claimed(run).__enter__(),
+    "output_dir: a run": lambda run, _parse: lock_run_directory(run).__enter__(),
     "resume_from_checkpoint: a training": lambda run, parse: where_to_start(
         parse("--resume_from_checkpoint", str(run / "checkpoint-20")).training
     ),

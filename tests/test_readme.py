@@ -15,16 +15,12 @@ import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
 from tests.conftest import ROOT, environment
-from tinystories_hf.arguments import parse_arguments
 from tinystories_hf.benchmark.run import parse_benchmark_arguments
+from tinystories_hf.config.command_line import parse_arguments
 from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
-from tinystories_hf.script_arguments import (
-    SpaceRequest,
-    parse_export_arguments,
-    parse_generation_arguments,
-    parse_page_arguments,
-    parse_push_arguments,
-)
+from tinystories_hf.generation.arguments import parse_generation_arguments
+from tinystories_hf.hub.arguments import SpaceRequest, parse_push_arguments
+from tinystories_hf.web.arguments import parse_export_arguments, parse_page_arguments
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
@@ -170,11 +166,11 @@ def test_the_configuration_table_is_what_the_files_say() -> None:
                 assert row[column] == expected, (name, row[0])
 
 
-def test_every_path_of_the_layout_exists_and_every_module_is_in_it() -> None:
+def test_every_path_of_the_layout_exists_and_every_room_is_in_it() -> None:
     paths = re.findall(r"`([\w./]+)`", " ".join(row[0] for row in table(README, "## Layout")))
     assert all((ROOT / path).exists() for path in paths)
-    modules = {f"tinystories_hf/{path.name}" for path in (ROOT / "tinystories_hf").glob("*.py")}
-    assert modules - {"tinystories_hf/__init__.py"} <= set(paths)
+    rooms = {path.parent.name for path in (ROOT / "tinystories_hf").glob("*/__init__.py")}
+    assert {f"tinystories_hf/{room}/" for room in rooms} <= set(paths)
 
 
 STATED = README.split("## Results")[1].split("## Layout")[0]

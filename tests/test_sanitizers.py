@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, environment
-from tinystories_hf import native
+from tinystories_hf.core import native
 
 FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O0", "-g")
 CALLS = {"kernels": 1400, "words": 400, "index": 400}
@@ -27,7 +27,9 @@ def preloaded(tmp_path_factory: pytest.TempPathFactory) -> str:
         compiler = native._compiler()
         wanted = ("libasan.so", "libstdc++.so.6")
         found = [native._run([*compiler, f"-print-file-name={name}"]).strip() for name in wanted]
-        native._run([*compiler, *native.FLAGS, *FLAGS, f"{folder}/empty.cpp", "-o", f"{folder}/so"])
+        native._run(
+            [*compiler, *native._FLAGS, *FLAGS, f"{folder}/empty.cpp", "-o", f"{folder}/so"]
+        )
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"needs a C++ compiler with AddressSanitizer and UBSan: {error}")
     if not all(Path(path).is_absolute() for path in found):
@@ -47,7 +49,15 @@ def call(
         "OMP_NUM_THREADS": "2",
     }
     return subprocess.run(
-        [sys.executable, "-m", "tests.hostile_calls", part, str(CALLS[part]), str(sources), *FLAGS],
+        [
+            sys.executable,
+            "-m",
+            "tests.support.hostile_calls",
+            part,
+            str(CALLS[part]),
+            str(sources),
+            *FLAGS,
+        ],
         cwd=ROOT,
         env=environment(home, **{**options, **extra}),
         capture_output=True,
@@ -67,17 +77,24 @@ def test_random_and_hostile_calls_stay_in_their_memory(
 
 # A fault a file, of the kind that the real ones have been.
 PLANTED = {
-    "kernels": ("kernels.cpp", "labels[c] >= vocabulary", "labels[c] > vocabulary"),
-    "words": ("words.cpp", "count > size", "false"),
-    "index": ("training_scan.cpp", "at + 1 < starts[story + 1]", "at < starts[story + 1] + 1"),
+    "kernels": ("model/kernels.cpp", "labels[c] >= vocabulary", "labels[c] > vocabulary"),
+    "words": ("data/tokenize.cpp", "count > size", "false"),
+    "index": (
+        "evaluation/suites/training_scan.cpp",
+        "at + 1 < starts[story + 1]",
+        "at < starts[story + 1] + 1",
+    ),
 }
 
 
 @pytest.mark.parametrize("part", CALLS)
 def test_the_same_calls_find_a_planted_fault(part: str, tmp_path: Path, preloaded: str) -> None:
     name, right, wrong = PLANTED[part]
-    for source in (ROOT / "tinystories_hf").glob("*.cpp"):
-        shutil.copy(source, tmp_path)
+    package = ROOT / "tinystories_hf"
+    for source in package.rglob("*.cpp"):
+        copy = tmp_path / source.relative_to(package)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, copy)
     text = (tmp_path / name).read_text(encoding="utf-8")
     assert text.count(right) == 1
     (tmp_path / name).write_text(text.replace(right, wrong), encoding="utf-8")

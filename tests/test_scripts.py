@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import ROOT, TINY_CONFIG, environment, seconds_of_children
-from tests.forked import launched, run_forked, script
-from tinystories_hf.tokenizer import train_tokenizer
-from tinystories_hf.toy import toy_stories
+from tests.support.forked import launched, run_forked, script
+from tinystories_hf.data.tokenizer import train_tokenizer
+from tinystories_hf.data.toy import toy_stories
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
@@ -32,7 +32,7 @@ def test_help_answers_in_under_two_seconds(run_script: Run, script: str) -> None
 
 def test_importing_the_package_and_parsing_import_nothing_heavy() -> None:
     code = (
-        "import sys, tinystories_hf, tinystories_hf.arguments as a; a.parse_arguments([]);"
+        "import sys, tinystories_hf; tinystories_hf.parse_arguments([]);"
         "print({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

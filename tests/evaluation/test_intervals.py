@@ -12,8 +12,8 @@ import evaluate
 import numpy as np
 import pytest
 
-from tinystories_hf.evaluation import metrics
 from tinystories_hf.evaluation.intervals import block_length, clustered_mean, ratio_interval
+from tinystories_hf.evaluation.suites import metrics
 
 CONTEXT, STORIES, SAMPLES = 256, 250, 120
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import TINY_CONFIG
 from tests.properties.drawing import holds_for
-from tinystories_hf.arguments import GROUPS, Arguments, parse_arguments
-from tinystories_hf.errors import UserError
+from tinystories_hf.config.command_line import GROUPS, Arguments, parse_arguments
+from tinystories_hf.core.errors import UserError
 
 TINY = yaml.safe_load(TINY_CONFIG)
 HINTS = {name: hint for cls in GROUPS.values() for name, hint in get_type_hints(cls).items()}

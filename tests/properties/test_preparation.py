@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 
 from tests.properties.drawing import holds_for
 from tests.properties.test_readers import data_of, written
-from tinystories_hf import data as data_module
-from tinystories_hf import packing, readers, words
-from tinystories_hf.data import prepare, token_stream
-from tinystories_hf.errors import UserError
-from tinystories_hf.formats import SUFFIXES
-from tinystories_hf.tokenizer import END_OF_TEXT, train_tokenizer
-from tinystories_hf.toy import toy_stories
-from tinystories_hf.words import StoryTokenizer
+from tinystories_hf.core.errors import UserError
+from tinystories_hf.data import packing, tokenize
+from tinystories_hf.data import prepare as data_module
+from tinystories_hf.data.manifest import token_stream
+from tinystories_hf.data.prepare import prepare
+from tinystories_hf.data.readers import text_files
+from tinystories_hf.data.readers.formats import SUFFIXES
+from tinystories_hf.data.tokenize import WordTokenizer
+from tinystories_hf.data.tokenizer import END_OF_TEXT, train_tokenizer
+from tinystories_hf.data.toy import toy_stories
 
 VOCABULARY = 320
 TRAINED = train_tokenizer(toy_stories(200), VOCABULARY, 64)
@@ -77,11 +79,11 @@ def test_words_looked_up_are_the_tokenizers_own_and_spell_the_text(
     folder: Path, stories: list[str], most: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(words, "MOST_WORDS", most)
-        patch.setattr(words, "UNKNOWN_AT_ONCE", min(most, 1 << 14))
-        found = StoryTokenizer(TRAINED)(stories).tolist()
-        patch.setattr(words, "_library", lambda: None)
-        own = StoryTokenizer(TRAINED)(stories).tolist()
+        patch.setattr(tokenize, "_MOST_WORDS", most)
+        patch.setattr(tokenize, "_UNKNOWN_AT_ONCE", min(most, 1 << 14))
+        found = WordTokenizer(TRAINED)(stories).tolist()
+        patch.setattr(tokenize, "_library", lambda: None)
+        own = WordTokenizer(TRAINED)(stories).tolist()
     assert found == own
     spelled = TRAINED.backend_tokenizer.decode(found, skip_special_tokens=False)
     assert spelled == "".join(story + END_OF_TEXT for story in stories)
@@ -136,7 +138,7 @@ def test_every_token_is_in_a_row_or_counted_as_dropped(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data_module, "STORIES_PER_BATCH", batch)
         patch.setattr(packing.RowWriter, "TOKENS_PER_BLOCK", block)
-        patch.setattr(readers, "BLOCK", block)
+        patch.setattr(text_files, "READ_BLOCK_BYTES", block)
         tokens = {
             name: sum(len(TRAINED(story).input_ids) + 1 for story in kept)
             for name, kept in kept_of(parts, cleaning).items()

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from tests.properties.drawing import holds_for
-from tinystories_hf import readers
-from tinystories_hf.arguments import DataArguments
-from tinystories_hf.corpus import open_corpus
-from tinystories_hf.errors import UserError
-from tinystories_hf.formats import BEGINNINGS, CODECS, SUFFIXES
-from tinystories_hf.splits import OptionalStory
-from tinystories_hf.tokenizer import END_OF_TEXT
+from tinystories_hf.config.arguments import DataArguments
+from tinystories_hf.core.errors import UserError
+from tinystories_hf.data.corpus import open_corpus
+from tinystories_hf.data.readers import text_files
+from tinystories_hf.data.readers.formats import BEGINNINGS, CODECS, SUFFIXES
+from tinystories_hf.data.splits import OptionalStory
+from tinystories_hf.data.tokenizer import END_OF_TEXT
 
 SEPARATOR = END_OF_TEXT.encode()
 BOM = b"\xef\xbb\xbf"
@@ -126,7 +126,7 @@ def test_a_text_file_gives_the_stories_between_its_separators(
 ) -> None:
     content = BOM * bom + text.encode()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "BLOCK", block)
+        patch.setattr(text_files, "READ_BLOCK_BYTES", block)
         place = folder / f"s.txt{packed}"
         stories, error = read(place, compressed(packed, content), story_separator=separator)
     if b"\0" in content:
@@ -149,7 +149,7 @@ def test_any_bytes_are_stories_or_an_error_that_names_the_first_bad_one(
 ) -> None:
     content = b"".join(parts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "BLOCK", block)
+        patch.setattr(text_files, "READ_BLOCK_BYTES", block)
         stories, error = read(folder / "s.txt", content)
     try:
         expected, place = told_by(content), ""
@@ -170,8 +170,8 @@ def test_a_long_text_is_read_whole_or_refused(
 ) -> None:
     longest = max(map(len, text.split(END_OF_TEXT)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "BLOCK", block)
-        patch.setattr(readers, "MAX_STORY_CHARACTERS", limit)
+        patch.setattr(text_files, "READ_BLOCK_BYTES", block)
+        patch.setattr(text_files, "MAX_STORY_CHARACTERS", limit)
         stories, error = read(folder / "s.txt", text.encode())
     if "NUL" in error:
         assert "\0" in text

@@ -24,8 +24,8 @@ from tests.properties.test_readers import (
     stories_of_record,
     stories_text,
 )
-from tinystories_hf import readers
-from tinystories_hf.splits import OptionalStory
+from tinystories_hf.data.readers import text_files
+from tinystories_hf.data.splits import OptionalStory
 
 
 def line_of(text: str, ascii_only: bool, more: dict[str, Any]) -> tuple[bytes, list[OptionalStory]]:
@@ -127,7 +127,7 @@ def test_a_json_file_gives_the_stories_of_its_objects_or_is_refused_where_it_was
     content = BOM * bom + f"{space}{body}{space}".encode()
     expected = [story for text in texts for story in stories_of_record(text)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "BLOCK", block)
+        patch.setattr(text_files, "READ_BLOCK_BYTES", block)
         assert read(folder / "s.json", content) == (expected, "")
         short = content.rstrip()[:-1][:cut]
         stories, error = read(folder / "s.json", short)

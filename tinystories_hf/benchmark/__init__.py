@@ -1,1 +1,4 @@
-"""What the fast path is worth: stock Transformers, ours, and the best one could pick instead."""
+"""This package beside stock Transformers and a compiled GPT-2 of the same shape.
+
+Use `run.run_benchmark`.
+"""

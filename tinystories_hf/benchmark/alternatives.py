@@ -12,31 +12,33 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tinystories_hf import kernels
-from tinystories_hf.arguments import ModelArguments
-from tinystories_hf.benchmark.contenders import OURS, STOCK, Case, build
+from tinystories_hf.benchmark.implementations import OURS, STOCK, Case, build_implementation
 from tinystories_hf.benchmark.measure import matrix_rate, wait_for_device
-from tinystories_hf.cross_entropy import causal_lm_loss, chunk_tokens
-from tinystories_hf.hardware import device_type
+from tinystories_hf.config.arguments import ModelArguments
+from tinystories_hf.core.device import device_type
+from tinystories_hf.model import kernels
+from tinystories_hf.model.cross_entropy import causal_lm_loss, chunk_tokens
 
 Milliseconds = dict[str, float]
 
 
-def alternatives(shape: ModelArguments, context: int, rows: int) -> dict[str, Any]:
+def measure_alternatives(shape: ModelArguments, context: int, rows: int) -> dict[str, Any]:
     """Return the best of several times in ms, forward and backward; of products GFLOP/s."""
     return {
         "attention": [
-            attention(shape, head_dim, dropout, context, rows)
+            attention_alternatives(shape, head_dim, dropout, context, rows)
             for head_dim in (4, 8, 16, 32, 64)
             for dropout in (0.0, 0.1)
         ],
-        "loss": [loss(shape, precision, context, rows) for precision in ("fp32", "bf16")],
+        "loss": [
+            loss_alternatives(shape, precision, context, rows) for precision in ("fp32", "bf16")
+        ],
         "products": [products(shape, dtype) for dtype in (torch.float32, torch.bfloat16)],
-        "compile": [compiled(shape, precision, context, rows) for precision in ("fp32", "bf16")],
+        "compile": [_compiled(shape, precision, context, rows) for precision in ("fp32", "bf16")],
     }
 
 
-def attention(
+def attention_alternatives(
     shape: ModelArguments, head_dim: int, dropout: float, context: int, rows: int
 ) -> dict[str, Any]:
     """Time a local layer of 16 heads: stock, PyTorch's attention, our kernel."""
@@ -45,7 +47,7 @@ def attention(
     smaller = replace(shape, hidden_size=hidden, num_layers=layers, vocab_size=16)
     case = Case("fp32", dropout, 0.0, rows)
     eager, ours = (
-        build(name, smaller, case).train().transformer.h[-1].attn.attention
+        build_implementation(name, smaller, case).train().transformer.h[-1].attn.attention
         for name in (STOCK, OURS)
     )
     inputs = [
@@ -60,13 +62,15 @@ def attention(
             head_dim,
         ),
     }
-    if device_type() == "cpu" and head_dim in kernels.HEAD_DIMS and kernels.available():
+    if device_type() == "cpu" and head_dim in kernels.HEAD_DIMS and kernels.kernels_available():
         named["kernel"] = lambda: ours._kernel(*inputs, dropout)
     times = {name: best(partial(_backward, run)) for name, run in named.items()}
     return {"head_dim": head_dim, "dropout": dropout, **times}
 
 
-def loss(shape: ModelArguments, precision: str, context: int, rows: int) -> dict[str, Any]:
+def loss_alternatives(
+    shape: ModelArguments, precision: str, context: int, rows: int
+) -> dict[str, Any]:
     """Time the head with its loss: whole logits, `F.linear_cross_entropy`, ours."""
     hidden = torch.randn(rows, context, shape.hidden_size, device=device_type(), requires_grad=True)
     weight = torch.randn(shape.vocab_size, shape.hidden_size, device=device_type()) / 10
@@ -127,14 +131,14 @@ def products(shape: ModelArguments, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def compiled(shape: ModelArguments, precision: str, context: int, rows: int) -> dict[str, Any]:
+def _compiled(shape: ModelArguments, precision: str, context: int, rows: int) -> dict[str, Any]:
     """Time our step with its blocks compiled and not, and what compiling costs at the start."""
     case = Case(precision, 0.1, 0.1, rows)
     ids = torch.randint(shape.vocab_size, (rows, context), device=device_type())
     found: dict[str, Any] = {"precision": precision}
     for name in ("not compiled", "compiled"):
         torch.compiler.reset()
-        model = build(OURS, shape, case).train()
+        model = build_implementation(OURS, shape, case).train()
         if name == "compiled":
             model.compile_training()
         run = partial(_backward, partial(_loss_of, model, ids), precision)

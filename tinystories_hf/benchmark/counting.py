@@ -6,17 +6,19 @@ autocast over fp32 weights, AdamW. `tests/test_scaling.py` holds the counts agai
 
 from __future__ import annotations
 
-from tinystories_hf.arguments import ModelArguments
+from tinystories_hf.config.arguments import ModelArguments
 
-FP32, BF16 = 4, 2
+FP32_BYTES, BF16 = 4, 2
 # Weights, gradients and the two states of AdamW, all fp32.
-STATE_BYTES = 4 * FP32
+STATE_BYTES = 4 * FP32_BYTES
 # Read forward and backward, gradient written and read, then AdamW: 3 read, 3 written.
-MOVED_BYTES = 10 * FP32
+MOVED_BYTES = 10 * FP32_BYTES
 # What the head moves through memory for each logit of a training step in bf16, where no kernel of
 # ours keeps it in a cache (cross_entropy.py): the logit written; read and widened; log-softmax and
 # softmax over fp32, and labels masked, each read and written; narrowed; read by two products.
-LOGIT_BYTES = BF16 + (BF16 + FP32) + 3 * (FP32 + FP32) + (FP32 + BF16) + 2 * BF16
+LOGIT_BYTES = (
+    BF16 + (BF16 + FP32_BYTES) + 3 * (FP32_BYTES + FP32_BYTES) + (FP32_BYTES + BF16) + 2 * BF16
+)
 
 
 def block_parameters(shape: ModelArguments) -> int:
@@ -27,7 +29,7 @@ def block_parameters(shape: ModelArguments) -> int:
     return shape.num_layers * (attention + mlp + 4 * hidden) + 2 * hidden
 
 
-def parameters(shape: ModelArguments) -> int:
+def parameter_count(shape: ModelArguments) -> int:
     """Return all parameters, the tied head once."""
     return block_parameters(shape) + shape.hidden_size * (
         shape.vocab_size + shape.max_position_embeddings
@@ -77,14 +79,14 @@ def activation_bytes(shape: ModelArguments) -> int:
     the last norm (fp32) and the gradient that the head makes on its way forward.
     """
     hidden = shape.hidden_size
-    norms = 2 * (hidden * FP32 + 2 * FP32)
+    norms = 2 * (hidden * FP32_BYTES + 2 * FP32_BYTES)
     inputs = 4 * hidden * BF16
-    attention = 4 * hidden * BF16 + shape.num_heads * FP32
+    attention = 4 * hidden * BF16 + shape.num_heads * FP32_BYTES
     mlp = 2 * inner_size(shape) * BF16
     dropped = 2 * hidden if shape.resid_dropout else 0
     embedded = hidden if shape.embed_dropout else 0
     block = norms + inputs + attention + mlp + dropped
-    return shape.num_layers * block + hidden * (FP32 + BF16) + 2 * FP32 + embedded
+    return shape.num_layers * block + hidden * (FP32_BYTES + BF16) + 2 * FP32_BYTES + embedded
 
 
 def stock_activation_bytes(shape: ModelArguments, context: int) -> int:
@@ -94,12 +96,17 @@ def stock_activation_bytes(shape: ModelArguments, context: int) -> int:
     loss the log-softmax of every logit in fp32. Logits themselves come and go: 6 bytes each more.
     """
     hidden = shape.hidden_size
-    norms = 2 * (hidden * FP32 + 2 * FP32)
+    norms = 2 * (hidden * FP32_BYTES + 2 * FP32_BYTES)
     narrow = (5 + 3) * hidden * BF16
-    scores = shape.num_heads * context * (FP32 + BF16)
+    scores = shape.num_heads * context * (FP32_BYTES + BF16)
     mlp = 5 * inner_size(shape) * BF16
     block = norms + narrow + scores + mlp
-    return shape.num_layers * block + hidden * (FP32 + BF16) + 2 * FP32 + shape.vocab_size * FP32
+    return (
+        shape.num_layers * block
+        + hidden * (FP32_BYTES + BF16)
+        + 2 * FP32_BYTES
+        + shape.vocab_size * FP32_BYTES
+    )
 
 
 def moved_bytes(shape: ModelArguments, tokens: int) -> int:
@@ -108,18 +115,18 @@ def moved_bytes(shape: ModelArguments, tokens: int) -> int:
     Weights, gradients and optimizer; activations, written once and read once; the head's logits.
     """
     each = 2 * activation_bytes(shape) + LOGIT_BYTES * shape.vocab_size
-    return MOVED_BYTES * parameters(shape) + tokens * each
+    return MOVED_BYTES * parameter_count(shape) + tokens * each
 
 
 def held_bytes(shape: ModelArguments) -> int:
     """Return what a GPU holds whatever the batch: states, bf16 weights, the head's gradient."""
-    head = shape.hidden_size * shape.vocab_size * FP32
-    return STATE_BYTES * parameters(shape) + BF16 * matrix_weights(shape) + head
+    head = shape.hidden_size * shape.vocab_size * FP32_BYTES
+    return STATE_BYTES * parameter_count(shape) + BF16 * matrix_weights(shape) + head
 
 
 def sent_bytes(shape: ModelArguments, gpus: int) -> int:
     """Return what each GPU sends in a step of data parallelism: a ring that adds up gradients."""
-    return round(2 * (gpus - 1) / gpus * FP32 * parameters(shape))
+    return round(2 * (gpus - 1) / gpus * FP32_BYTES * parameter_count(shape))
 
 
 def sharded_sent_bytes(shape: ModelArguments, gpus: int) -> int:
@@ -129,16 +136,16 @@ def sharded_sent_bytes(shape: ModelArguments, gpus: int) -> int:
     gradients are added up in fp32 (`hardware.add_up_in_fp32`).
     """
     blocks = block_parameters(shape) - 2 * shape.hidden_size  # the final norm is not one of them
-    gathered = BF16 * (parameters(shape) + blocks)
-    return round((gpus - 1) / gpus * (gathered + FP32 * parameters(shape)))
+    gathered = BF16 * (parameter_count(shape) + blocks)
+    return round((gpus - 1) / gpus * (gathered + FP32_BYTES * parameter_count(shape)))
 
 
-def checkpoint_bytes(shape: ModelArguments) -> int:
+def counted_checkpoint_bytes(shape: ModelArguments) -> int:
     """Return the bytes of a checkpoint: weights and the two states of AdamW."""
-    return 3 * FP32 * parameters(shape)
+    return 3 * FP32_BYTES * parameter_count(shape)
 
 
 def sharded_checkpoint_bytes(shape: ModelArguments) -> int:
     """Return the same under fsdp.yaml: the weights once more, with the tied head written twice."""
-    again = parameters(shape) + shape.hidden_size * shape.vocab_size
-    return checkpoint_bytes(shape) + FP32 * again
+    again = parameter_count(shape) + shape.hidden_size * shape.vocab_size
+    return counted_checkpoint_bytes(shape) + FP32_BYTES * again

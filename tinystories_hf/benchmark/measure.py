@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tinystories_hf.hardware import device_type
+from tinystories_hf.core.device import device_type
 
 # Does its work and returns how many tokens (or operations, or bytes) that was.
 Work = Callable[[], int]

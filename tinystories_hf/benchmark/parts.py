@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,23 +15,22 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, default_data_collator
 
-from tinystories_hf.arguments import Arguments, GenerationArguments, ModelArguments
-from tinystories_hf.batch import plan_batch
-from tinystories_hf.benchmark.contenders import (
+from tinystories_hf.benchmark.counting import MOVED_BYTES, operations_per_token
+from tinystories_hf.benchmark.implementations import (
     GPT2,
     OURS,
     PRECISIONS,
     STOCK,
     Case,
-    build,
+    build_implementation,
     evaluation_step,
+    generate_with_stock,
     prepare_stock,
-    tell_stock,
     training_step,
 )
-from tinystories_hf.benchmark.counting import MOVED_BYTES, operations_per_token
 from tinystories_hf.benchmark.measure import (
     Rate,
+    Work,
     in_turn,
     matrix_rate,
     memory_bandwidth,
@@ -39,16 +38,21 @@ from tinystories_hf.benchmark.measure import (
     rate_of,
     wait_for_device,
 )
-from tinystories_hf.corpus import open_corpus
-from tinystories_hf.data import PreparedData, prepare, token_stream
-from tinystories_hf.generation import continue_prompts
-from tinystories_hf.modeling import story_generation_config
-from tinystories_hf.packing import PackedRows
-from tinystories_hf.tokenizer import END_OF_TEXT
-from tinystories_hf.trainer import collate_rows
-from tinystories_hf.training import build_trainer, build_trainer_arguments, training_rows
+from tinystories_hf.config.arguments import GenerationArguments, ModelArguments
+from tinystories_hf.config.command_line import Arguments
+from tinystories_hf.data.corpus import open_corpus
+from tinystories_hf.data.manifest import PreparedData, token_stream
+from tinystories_hf.data.packing import PackedRows
+from tinystories_hf.data.prepare import prepare
+from tinystories_hf.data.tokenizer import END_OF_TEXT
+from tinystories_hf.generation.generate import continue_prompts
+from tinystories_hf.model.modeling import story_generation_config
+from tinystories_hf.training.batch import plan_batch
+from tinystories_hf.training.train import build_trainer, training_rows
+from tinystories_hf.training.trainer import collate_rows
+from tinystories_hf.training.trainer_arguments import build_trainer_arguments
 
-Numbers = dict[str, Any]
+_Numbers = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Bench:
         ]
 
 
-def training_steps(bench: Bench) -> list[Numbers]:
+def training_steps(bench: Bench) -> list[_Numbers]:
     """Time one optimizer step of each contender in each case."""
     found, rows = [], bench.first_rows()
     for case in bench.cases():
@@ -96,7 +100,7 @@ def training_steps(bench: Bench) -> list[Numbers]:
     return found
 
 
-def memory(bench: Bench) -> list[Numbers]:
+def memory_use(bench: Bench) -> list[_Numbers]:
     """Return the peak of a process that makes two steps with all dropouts, of each contender."""
     found, rows = [], bench.first_rows()
     for precision in PRECISIONS:
@@ -115,7 +119,7 @@ def _two_steps(name: str, *arguments: Any) -> None:
     step()
 
 
-def end_to_end(bench: Bench, steps: int = 12) -> Numbers:
+def end_to_end(bench: Bench, steps: int = 12) -> _Numbers:
     """Compare the Trainer with a bare loop of the same step, and with the stock Trainer."""
     training = replace(
         bench.arguments.training,
@@ -162,7 +166,7 @@ def _trainer_rate(arguments: Arguments, prepared: PreparedData, case: Case, name
         training = replace(arguments.training, output_dir=folder)
         plan = plan_batch(training, 1)
         settings = build_trainer_arguments(training, plan)
-        model = build(name, arguments.model, case)
+        model = build_implementation(name, arguments.model, case)
         if name == STOCK:
             trainer = Trainer(
                 model,
@@ -182,13 +186,11 @@ def _trainer_rate(arguments: Arguments, prepared: PreparedData, case: Case, name
 
 
 def _collate_as_run_clm(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
-    collated: dict[str, Any] = default_data_collator(
-        [{**row, "labels": row["input_ids"]} for row in rows]
-    )
-    return collated
+    labelled = [{**row, "labels": row["input_ids"]} for row in rows]
+    return dict(default_data_collator(labelled))
 
 
-def evaluation(bench: Bench) -> Numbers:
+def evaluation_rates(bench: Bench) -> _Numbers:
     """Time the loss of rows without a gradient, in fp32 as all published losses are."""
     case = Case("fp32", 0.0, 0.0, bench.rows)
     steps = {
@@ -198,7 +200,7 @@ def evaluation(bench: Bench) -> Numbers:
     return _compare("evaluation", case, steps, bench.rounds)
 
 
-def preparation(bench: Bench, tokens: int = 20_000_000) -> Numbers:
+def preparation_rates(bench: Bench, tokens: int = 20_000_000) -> _Numbers:
     """Time a text file to rows on disk, from scratch: the training stories, over and over."""
     data, context = bench.arguments.data, bench.context
     counts = bench.prepared.manifest.split("train")
@@ -228,7 +230,7 @@ def preparation(bench: Bench, tokens: int = 20_000_000) -> Numbers:
     return {**rates, "tokens": told}
 
 
-def generation(bench: Bench, *, prompts: int = 44, completions: int = 10) -> Numbers:
+def generation_rates(bench: Bench, *, prompts: int = 44, completions: int = 10) -> _Numbers:
     """Time stories of up to 200 tokens at temperature 1, from beginnings of validation stories.
 
     Ours tells all of them, `pipeline` one of each of the first 8 prompts. The weights are fresh:
@@ -241,7 +243,7 @@ def generation(bench: Bench, *, prompts: int = 44, completions: int = 10) -> Num
     beginnings = [
         stream[story * 50 : story * 50 + length].tolist() for story, length in enumerate(lengths)
     ]
-    models = {name: build(name, bench.shape, case).eval() for name in (STOCK, OURS)}
+    models = {name: build_implementation(name, bench.shape, case).eval() for name in (STOCK, OURS)}
     for model in models.values():
         model.generation_config = story_generation_config(bench.prepared.tokenizer, context)
     settings = GenerationArguments(max_new_tokens=longest)
@@ -252,12 +254,14 @@ def generation(bench: Bench, *, prompts: int = 44, completions: int = 10) -> Num
         told = continue_prompts(models[OURS], asked, settings, context)
         return sum(map(len, told))
 
-    stock = partial(tell_stock, models[STOCK], bench.prepared.tokenizer, beginnings[:8], longest)
+    stock = partial(
+        generate_with_stock, models[STOCK], bench.prepared.tokenizer, beginnings[:8], longest
+    )
     rates = _compare("generation", case, {STOCK: stock, OURS: ours}, bench.rounds)
     return {**rates, "stories": prompts * completions, "max_new_tokens": longest}
 
 
-def growth(bench: Bench) -> list[Numbers]:
+def growth(bench: Bench) -> list[_Numbers]:
     """Time a step over batch, context, hidden size and vocabulary, the others as they are.
 
     Stock where its step fits this machine: up to 4,096 tokens. A context is measured with as many
@@ -297,7 +301,7 @@ def growth(bench: Bench) -> list[Numbers]:
     return found
 
 
-def roofline(bench: Bench, steps: list[Numbers]) -> list[Numbers]:
+def roofline(bench: Bench, steps: list[_Numbers]) -> list[_Numbers]:
     """Hold our steps against what this machine can do.
 
     The time of a step is at least that of its matrix operations at the measured rate, and at least
@@ -305,7 +309,9 @@ def roofline(bench: Bench, steps: list[Numbers]) -> list[Numbers]:
     """
     bandwidth = memory_bandwidth()
     operations = operations_per_token(bench.shape, bench.context)
-    parameters = sum(p.numel() for p in build(OURS, bench.shape, bench.cases()[0]).parameters())
+    parameters = sum(
+        p.numel() for p in build_implementation(OURS, bench.shape, bench.cases()[0]).parameters()
+    )
     found = []
     for precision, dtype in PRECISIONS.items():
         rate = matrix_rate(dtype)
@@ -332,12 +338,12 @@ def roofline(bench: Bench, steps: list[Numbers]) -> list[Numbers]:
     return found
 
 
-def _compare(what: str, case: Case, works: Mapping[str, Callable[[], int]], rounds: int) -> Numbers:
+def _compare(what: str, case: Case, works: Mapping[str, Work], rounds: int) -> _Numbers:
     runs = {name: partial(rate_of, work) for name, work in works.items()}
     return _numbers(what, case, in_turn(runs, rounds))
 
 
-def _numbers(what: str, case: Case, rates: Mapping[str, Rate]) -> Numbers:
+def _numbers(what: str, case: Case, rates: Mapping[str, Rate]) -> _Numbers:
     """Return the rates of a comparison as numbers, and say them."""
     said = ", ".join(f"{name} {rate.median:,.0f}" for name, rate in rates.items())
     print(f"{what:16} {case}: {said} tokens/s", flush=True)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinystories_hf.benchmark.contenders import GPT2, OURS, STOCK
+from tinystories_hf.benchmark.implementations import GPT2, OURS, STOCK
 
-Numbers = dict[str, Any]
+_Numbers = dict[str, Any]
 
 
-def tables(results: Numbers) -> str:
+def benchmark_tables(results: _Numbers) -> str:
     """Return the Markdown tables of a benchmark, one for each part that it has."""
     parts = results["parts"]
     makers: dict[str, Callable[[Any], str]] = {
@@ -28,7 +28,7 @@ def tables(results: Numbers) -> str:
     return "\n\n".join(make(parts[name]) for name, make in makers.items() if name in parts)
 
 
-def summary(results: Numbers) -> str:
+def summary(results: _Numbers) -> str:
     """Return the few numbers for the README: stock, ours, and how many times as fast."""
     parts = results["parts"]
     rows = []
@@ -66,20 +66,20 @@ def table(title: str, header: str, rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([f"**{title}**", "", *lines])
 
 
-def _rate(rate: Numbers) -> str:
+def _rate(rate: _Numbers) -> str:
     return f"{rate['median']:,.0f} ({rate['lowest']:,.0f} to {rate['highest']:,.0f})"
 
 
-def _times(ours: Numbers, other: Numbers) -> str:
+def _times(ours: _Numbers, other: _Numbers) -> str:
     return f"{ours['median'] / other['median']:.2f}"
 
 
-def _case(row: Numbers) -> list[str]:
+def _case(row: _Numbers) -> list[str]:
     dropouts = f"{row['attention_dropout']:g} / {row['other_dropout']:g}"
     return [row["precision"], dropouts]
 
 
-def _steps(rows: list[Numbers]) -> str:
+def _steps(rows: list[_Numbers]) -> str:
     return table(
         "Training step, tokens/s: median (lowest to highest)",
         "precision | dropout: attention / others | stock | ours | GPT-2, compiled | ours / stock"
@@ -96,7 +96,7 @@ def _steps(rows: list[Numbers]) -> str:
     )
 
 
-def _memory(rows: list[Numbers]) -> str:
+def _memory(rows: list[_Numbers]) -> str:
     return table(
         "Peak memory of the training process, MiB",
         "precision | dropout: attention / others | stock | ours | GPT-2, compiled | ours / stock",
@@ -111,7 +111,7 @@ def _memory(rows: list[Numbers]) -> str:
     )
 
 
-def _trainer(row: Numbers) -> str:
+def _trainer(row: _Numbers) -> str:
     return table(
         "End to end through the Trainer, tokens/s",
         "precision | dropout: attention / others | stock | ours | bare loop of our step"
@@ -127,7 +127,7 @@ def _trainer(row: Numbers) -> str:
     )
 
 
-def _evaluation(row: Numbers) -> str:
+def _evaluation(row: _Numbers) -> str:
     return table(
         "Evaluation in fp32, tokens/s",
         "stock | ours | GPT-2 | ours / stock",
@@ -135,7 +135,7 @@ def _evaluation(row: Numbers) -> str:
     )
 
 
-def _preparation(row: Numbers) -> str:
+def _preparation(row: _Numbers) -> str:
     return table(
         "Preparation, text file to rows on disk, tokens/s",
         "tokens | stock | ours | ours / stock",
@@ -144,7 +144,7 @@ def _preparation(row: Numbers) -> str:
     )  # fmt: skip
 
 
-def _generation(row: Numbers) -> str:
+def _generation(row: _Numbers) -> str:
     return table(
         f"Generation, {row['stories']} stories of up to {row['max_new_tokens']} tokens, tokens/s",
         "stock `pipeline`, one at a time | ours | ours / stock",
@@ -152,7 +152,7 @@ def _generation(row: Numbers) -> str:
     )
 
 
-def _roofline(rows: list[Numbers]) -> str:
+def _roofline(rows: list[_Numbers]) -> str:
     return table(
         "Roofline of our step",
         "precision | matrix rate, GFLOP/s | bandwidth, GB/s | MFLOP per token | MB per step"
@@ -173,7 +173,7 @@ def _roofline(rows: list[Numbers]) -> str:
     )
 
 
-def _growth(rows: list[Numbers]) -> str:
+def _growth(rows: list[_Numbers]) -> str:
     return table(
         "How the cost grows, tokens/s of a step in fp32",
         "what | value | rows x context | stock | ours",
@@ -190,7 +190,7 @@ def _growth(rows: list[Numbers]) -> str:
     )
 
 
-def _alternatives(found: Numbers) -> str:
+def _alternatives(found: _Numbers) -> str:
     titles = {
         "attention": "Attention of a local layer, forward and backward, ms",
         "loss": "Head and loss, forward and backward, ms",
@@ -212,7 +212,7 @@ def _alternatives(found: Numbers) -> str:
     return "\n\n".join(pages)
 
 
-def plot_growth(rows: list[Numbers], path: Path, title: str) -> None:
+def plot_growth(rows: list[_Numbers], path: Path, title: str) -> None:
     """Draw tokens per second over batch, context, hidden size and vocabulary."""
     from matplotlib.figure import Figure
 

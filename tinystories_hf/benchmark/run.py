@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinystories_hf.arguments import Arguments, parse_arguments
-from tinystories_hf.errors import UserError
-from tinystories_hf.files import check_writable, write_json
-from tinystories_hf.parsing import Setting, StrictParser, build, option
+from tinystories_hf.config.command_line import Arguments, parse_arguments
+from tinystories_hf.config.parsing import Setting, StrictParser, build_dataclass, option
+from tinystories_hf.core.errors import UserError
+from tinystories_hf.core.files import check_writable, write_json
 
 PARTS = (
     "step",
@@ -68,7 +68,7 @@ def parse_benchmark_arguments(
     namespace, rest = parser.parse_known_args(argv)
     own = {key: Setting(value, f"--{key}") for key, value in vars(namespace).items()}
     arguments = parse_arguments(rest, description=description)
-    return BenchmarkRequest(build(BenchmarkArguments, own), arguments)
+    return BenchmarkRequest(build_dataclass(BenchmarkArguments, own), arguments)
 
 
 def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
@@ -77,13 +77,14 @@ def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
     Raises:
         UserError: the corpus or tokenizer cannot be used, or there is no place for the JSON.
     """
-    from tinystories_hf import provenance
     from tinystories_hf.benchmark import parts
-    from tinystories_hf.benchmark.alternatives import alternatives
-    from tinystories_hf.benchmark.contenders import quiet
-    from tinystories_hf.benchmark.report import plot_growth, tables
-    from tinystories_hf.data import prepare
-    from tinystories_hf.hardware import device_type
+    from tinystories_hf.benchmark.alternatives import measure_alternatives
+    from tinystories_hf.benchmark.implementations import quiet_benchmark
+    from tinystories_hf.benchmark.report import benchmark_tables, plot_growth
+    from tinystories_hf.core import environment
+    from tinystories_hf.core.device import device_type
+    from tinystories_hf.data.prepare import prepare
+    from tinystories_hf.training import session
 
     wanted, arguments = request
     target = Path(wanted.json) if wanted.json else None
@@ -91,21 +92,21 @@ def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
         raise UserError(f"json: there is no folder {target.parent}; make it first")
     if target:
         check_writable(target.parent, "json")
-    made = provenance.surroundings(device_type())
+    made = environment.describe_environment(device_type())
     prepared = prepare(arguments.data, arguments.model.vocab_size)
     bench = parts.Bench(arguments, prepared, wanted.rows, wanted.rounds)
     makers: dict[str, Callable[[parts.Bench], Any]] = {
         "step": parts.training_steps,
-        "memory": parts.memory,
+        "memory": parts.memory_use,
         "trainer": parts.end_to_end,
-        "evaluation": parts.evaluation,
-        "preparation": parts.preparation,
-        "generation": parts.generation,
+        "evaluation": parts.evaluation_rates,
+        "preparation": parts.preparation_rates,
+        "generation": parts.generation_rates,
         "growth": parts.growth,
-        "alternatives": lambda b: alternatives(b.shape, b.context, b.rows),
+        "alternatives": lambda b: measure_alternatives(b.shape, b.context, b.rows),
     }
     found: dict[str, Any] = {}
-    with quiet():
+    with quiet_benchmark():
         for name in PARTS:
             if name == "roofline" and name in wanted.parts:
                 found[name] = parts.roofline(bench, found["step"])
@@ -113,11 +114,11 @@ def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
                 found[name] = makers[name](bench)
     results = {
         "made": made,
-        "configuration": provenance.configuration(arguments),
+        "configuration": session.published_configuration(arguments),
         "dataset": {"fingerprint": prepared.manifest.fingerprint},
         "parts": found,
     }
-    print(f"\n{tables(results)}")
+    print(f"\n{benchmark_tables(results)}")
     if target:
         write_json(target, results)
         if "growth" in found:

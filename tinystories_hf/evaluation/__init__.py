@@ -1,1 +1,4 @@
-"""How good a model is: measures that stand in no need of the Trainer."""
+"""What a model is worth: suites in `suites`, their report and the model card in `report`.
+
+Use `evaluate.evaluate`.
+"""

@@ -9,10 +9,17 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinystories_hf.arguments import DEFAULT_CONFIG, DataArguments
-from tinystories_hf.errors import UserError, readable
-from tinystories_hf.parsing import Setting, StrictParser, build, merge, option, yaml_layers
-from tinystories_hf.provenance import FILE
+from tinystories_hf.config.arguments import DEFAULT_CONFIG, DataArguments
+from tinystories_hf.config.parsing import (
+    Setting,
+    StrictParser,
+    build_dataclass,
+    merge_settings,
+    option,
+    yaml_layers,
+)
+from tinystories_hf.core.errors import UserError, reporting_unreadable
+from tinystories_hf.core.run_record import RUN_RECORD
 
 SUITES = ("loss", "cloze", "stories", "memorization", "judge")
 INDEXED = {"stories", "memorization"}
@@ -122,7 +129,7 @@ def parse_evaluation_arguments(
     )
     flags = parser.parse_layer(argv)
     own = {declared.name for declared in fields(EvaluationArguments)}
-    evaluation = build(
+    evaluation = build_dataclass(
         EvaluationArguments, {key: value for key, value in flags.items() if key in own}
     )
     named = {key: value for key, value in flags.items() if key not in own}
@@ -152,14 +159,16 @@ def _text(models: Sequence[str], named: dict[str, Setting]) -> DataArguments:
         _require_text(Path(first), base)
         if not Path(base["prepared_dir"] or "").is_dir():  # a name of another folder or machine
             base = {**base, "prepared_dir": None}
-        settings = {key: Setting(value, f"{first}/{FILE}: {key}") for key, value in base.items()}
+        settings = {
+            key: Setting(value, f"{first}/{RUN_RECORD}: {key}") for key, value in base.items()
+        }
         layers = [settings]
     else:
         layers = [
             {key: value for key, value in layer.items() if key in known}
             for layer in yaml_layers(DEFAULT_CONFIG)
         ]
-    return build(DataArguments, merge([*layers, named], known))
+    return build_dataclass(DataArguments, merge_settings([*layers, named], known))
 
 
 def _require_text(run: Path, settings: Mapping[str, Any]) -> None:
@@ -167,12 +176,14 @@ def _require_text(run: Path, settings: Mapping[str, Any]) -> None:
 
     A run that was moved, or is evaluated from another folder, records a path that leads nowhere.
     """
-    source = json.loads((run / FILE).read_text(encoding="utf-8"))["dataset"]["train"]["source"]
+    source = json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))["dataset"]["train"][
+        "source"
+    ]
     name = settings["dataset"]
     there = Path(name).exists() or glob.glob(name, recursive=True)  # noqa: PTH207
     if not there and not {"hub", "toy"} & source.keys():
         raise UserError(
-            f"dataset: {run / FILE} names the text {name}, which is not there; name it with"
+            f"dataset: {run / RUN_RECORD} names the text {name}, which is not there; name it with"
             " --dataset"
         )
 
@@ -180,15 +191,15 @@ def _require_text(run: Path, settings: Mapping[str, Any]) -> None:
 def _recorded(folder: Path) -> dict[str, Any] | None:
     """Return the data settings of a run directory, None where it is none."""
     try:
-        with readable("model", folder / FILE):
-            if not (folder / FILE).exists():
+        with reporting_unreadable("model", folder / RUN_RECORD):
+            if not (folder / RUN_RECORD).exists():
                 return None
-            record = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            record = json.loads((folder / RUN_RECORD).read_text(encoding="utf-8"))
         settings: dict[str, Any] = record["configuration"]["data"]
     except UserError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / FILE} is not a record of a run: {error}") from None
+        raise UserError(f"{folder / RUN_RECORD} is not a record of a run: {error}") from None
     return settings
 
 

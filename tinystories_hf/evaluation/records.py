@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from tinystories_hf.errors import UserError
+from tinystories_hf.core.errors import UserError
 
 Record = dict[str, Any]
 

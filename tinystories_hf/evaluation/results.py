@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinystories_hf.errors import UserError
+from tinystories_hf.core.errors import UserError
+from tinystories_hf.core.files import write_json
+from tinystories_hf.core.run_record import EVAL_RESULTS
 from tinystories_hf.evaluation.arguments import SUITES
 from tinystories_hf.evaluation.subject import ModelFacts
-from tinystories_hf.files import write_json
-from tinystories_hf.provenance import EVAL_RESULTS
 
 VERSION = 1
 SCHEMA = Path(__file__).with_name("eval_results.schema.json")

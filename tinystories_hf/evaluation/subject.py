@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from tinystories_hf.download import resolve_commit
-from tinystories_hf.errors import UserError
-from tinystories_hf.generation import load_for_generation
-from tinystories_hf.modeling import GPTNeoForCausalLM
-from tinystories_hf.positions import PAPER_CONTEXT, max_positions
-from tinystories_hf.provenance import FILE, portable, read_record
-from tinystories_hf.tokenizer import vocab_sha256
+from tinystories_hf.core.environment import portable
+from tinystories_hf.core.errors import UserError
+from tinystories_hf.core.run_record import RUN_RECORD, read_record
+from tinystories_hf.data.download import resolve_commit
+from tinystories_hf.data.tokenizer import vocab_sha256
+from tinystories_hf.generation.generate import load_for_generation
+from tinystories_hf.model.modeling import GPTNeoForCausalLM
+from tinystories_hf.model.positions import PAPER_CONTEXT, max_positions
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """A model ready to be evaluated."""
 
     model: PreTrainedModel
@@ -50,9 +51,9 @@ class Subject:
         return self.facts.context_length
 
 
-def load_subject(
+def load_model_to_evaluate(
     name: str, revision: str | None = None, context_length: int | None = None
-) -> Subject:
+) -> EvaluatedModel:
     """Load a model from a folder or the Hub.
 
     The context is the one asked for, else what its run trained on, else 512 as in the paper.
@@ -67,7 +68,7 @@ def load_subject(
     if not tokenizer.is_fast:
         raise UserError(f"model: {name} has no fast tokenizer; give it a tokenizer.json")
     check_causal(model, name)
-    run = run_directory(name)
+    run = run_directory_of(name)
     record = None if run is None else read_record(run)
     positions = max_positions(model)
     trained = None if record is None else int(record.configuration["data"]["context_length"])
@@ -76,7 +77,7 @@ def load_subject(
         raise UserError(
             f"context_length {context} is more than the {positions} positions of {name}"
         )
-    return describe_subject(
+    return describe_evaluated_model(
         model,
         tokenizer,
         name=str(portable(name)),
@@ -104,12 +105,12 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
         )
 
 
-def run_directory(name: str) -> Path | None:
+def run_directory_of(name: str) -> Path | None:
     """Return the run directory that a model's name stands for, None where it is none of ours."""
-    return Path(name) if (Path(name) / FILE).is_file() else None
+    return Path(name) if (Path(name) / RUN_RECORD).is_file() else None
 
 
-def describe_subject(
+def describe_evaluated_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     *,
@@ -117,7 +118,7 @@ def describe_subject(
     context_length: int,
     revision: str | None = None,
     run_id: str | None = None,
-) -> Subject:
+) -> EvaluatedModel:
     """Put a loaded model together with its facts; it tells stories up to the context."""
     model.generation_config.max_length = context_length
     config = model.config.get_text_config(decoder=True)
@@ -134,7 +135,7 @@ def describe_subject(
         tokenizer_sha256=vocab_sha256(tokenizer),
         weights_sha256=weights_sha256(model),
     )
-    return Subject(model, tokenizer, facts)
+    return EvaluatedModel(model, tokenizer, facts)
 
 
 def weights_sha256(model: PreTrainedModel) -> str:

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tinystories_hf.benchmark.counting import operations_per_token
+from tinystories_hf.benchmark.measure import in_turn, matrix_rate, memory_bandwidth, peak_memory
+from tinystories_hf.benchmark.report import benchmark_tables, summary
+from tinystories_hf.benchmark.run import parse_benchmark_arguments
+from tinystories_hf.config.command_line import parse_arguments
+from tinystories_hf.core.errors import UserError
+
+RECORDED = sorted((ROOT / "docs" / "results").glob("benchmark-*.json"))
+PAGE = ROOT / "docs" / "benchmarks.md"
+
+
+def test_the_contenders_take_turns_after_a_run_that_is_not_counted() -> None:
+    calls: list[str] = []
+    numbers = iter([1.0, 1.0, 30.0, 3.0, 10.0, 2.0, 20.0, 9.0])
+
+    def run(name: str) -> Callable[[], float]:
+        def action() -> float:
+            calls.append(name)
+            return next(numbers)
+
+        return action
+
+    rates = in_turn({"a": run("a"), "b": run("b")}, rounds=3)
+    assert calls == ["a", "b"] * 4
+    assert (rates["a"].median, rates["a"].lowest, rates["a"].highest) == (20.0, 10.0, 30.0)
+    assert rates["b"].median == 3.0
+
+
+def hold(mebibytes: int) -> None:
+    kept = bytearray(mebibytes << 20)
+    kept[::4096] = b"x" * len(kept[::4096])
+
+
+def test_memory_is_that_of_a_process_of_its_own() -> None:
+    mine = bytearray(300 << 20)  # of this process, which the other must not count
+    mine[::4096] = b"x" * len(mine[::4096])
+    small, large = peak_memory(hold, 1), peak_memory(hold, 201)
+    assert large - small == pytest.approx(200 << 20, rel=0.1)
+
+
+def test_the_machine_is_measured() -> None:
+    import torch
+
+    assert matrix_rate(torch.float32, size=256) > 1e8
+    assert memory_bandwidth(2**20) > 1e8
+
+
+def test_a_token_of_xs_costs_23_million_operations() -> None:
+    matrices = 8 * (4 * 64 * 64 + 2 * 64 * 256) + 64 * 50257
+    seen = 4 * (sum(range(1, 513)) + sum(min(i, 256) for i in range(1, 513))) / 512
+    found = operations_per_token(parse_arguments([]).model, 512)
+    assert found == round(6 * matrices + 12 * 64 * seen)
+    assert found == pytest.approx(23e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--parts", "steps"], "parts: steps; known are step"),
+        (["--parts", "roofline"], "add step"),
+        (["--rounds", "0"], "at least 1"),
+        (["--learning_rat", "1"], "did you mean"),
+    ],
+)
+def test_an_impossible_benchmark_is_refused(flags: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_benchmark_arguments(flags)
+
+
+def test_any_configuration_is_measured_into_a_json_that_makes_the_tables(
+    run_script: Callable[..., subprocess.CompletedProcess[str]], tiny_config: Path, tmp_path: Path
+) -> None:
+    parts = ("evaluation", "trainer", "generation")
+    done = run_script(
+        "benchmark.py", "--config", str(tiny_config), "--rounds", "1", "--parts", *parts,
+        "--json", str(tmp_path / "found.json"), "--prepared_dir", str(tmp_path / "rows"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "[transformers]" not in done.stderr
+    assert "shards" not in done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert benchmark_tables(found) in done.stdout
+    assert set(found["parts"]) == set(parts)
+    assert found["made"]["versions"]["transformers"]
+    assert str(tmp_path) not in json.dumps(found)
+    assert found["parts"]["generation"]["stories"] == 440
+    for part in ("evaluation", "trainer", "generation"):
+        assert found["parts"][part]["ours"]["median"] > 0
+        assert found["parts"][part]["stock"]["median"] > 0
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_the_page_shows_what_was_recorded(path: Path) -> None:
+    assert benchmark_tables(json.loads(path.read_text(encoding="utf-8"))) in PAGE.read_text(
+        encoding="utf-8"
+    )
+
+
+def test_the_readme_shows_the_same_record() -> None:
+    found = json.loads((ROOT / "docs" / "results" / "benchmark-cpu.json").read_text())
+    assert summary(found) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_there_is_a_record_and_its_plot() -> None:
+    assert {path.stem for path in RECORDED} >= {"benchmark-cpu", "benchmark-growth-cpu"}
+    assert (ROOT / "docs" / "results" / "benchmark-growth-cpu.png").exists()

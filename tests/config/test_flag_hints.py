@@ -1,0 +1,126 @@
+"""What is said of names that are no settings here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from tinystories_hf.config.arguments import GenerationArguments
+from tinystories_hf.config.command_line import GROUPS, Arguments, parse_arguments
+from tinystories_hf.config.flag_hints import _ROWS, _SETTING, suggest_flag
+from tinystories_hf.core.errors import UserError
+from tinystories_hf.evaluation.arguments import EvaluationArguments, parse_evaluation_arguments
+from tinystories_hf.generation.arguments import parse_generation_arguments
+
+OF_TRAINING = {declared.name for cls in GROUPS.values() for declared in fields(cls)}
+OF_GENERATION = {declared.name for declared in fields(GenerationArguments)} | {"model", "prompt"}
+OF_EVALUATION = {declared.name for declared in fields(EvaluationArguments)}
+SCRIPTS = (OF_TRAINING, OF_GENERATION, OF_EVALUATION)
+
+
+@pytest.mark.parametrize(("names", "hint"), _ROWS, ids=[names for names, _ in _ROWS])
+def test_a_hint_names_settings_that_there_are(names: str, hint: str) -> None:
+    settings = set(_SETTING.findall(hint))
+    assert any(settings <= known for known in SCRIPTS)
+    assert "{" not in _SETTING.sub("", hint)
+    for name in names.split():
+        assert any(settings <= known and name not in known for known in SCRIPTS), "it is a setting"
+
+
+def test_each_name_has_one_hint_in_each_script() -> None:
+    for known in SCRIPTS:
+        names = Counter(
+            name
+            for names, hint in _ROWS
+            for name in names.split()
+            if _SETTING.findall(hint) and set(_SETTING.findall(hint)) <= known
+        )
+        assert [name for name, times in names.items() if times > 1] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--lr", "1e-3"), "unknown flag --lr; give --learning_rate"),
+        (("--fp16",), "accelerate launch --mixed_precision fp16`, or give --bf16"),
+        (("--block_size=512",), "unknown flag --block_size; give --context_length, and --max_pos"),
+        (("--do_train",), "--do_train; leave it out: scripts/train.py trains"),
+        (("--resume",), "--resume; give --resume_from_checkpoint auto"),
+        (("--save_strategy", "no"), "give --save_steps"),
+        (("--gradient_accumulation_steps", "4"), "it follows from --global_batch_size, --per_dev"),
+        (("--n_layer", "4"), "give --num_layers"),
+        (("--warmup-ratio", "0.1"), "--warmup-ratio; give --warmup_steps: below 1 it is a share"),
+        (("--model_name_or_path", "x"), "random weights.* --output_dir with --resume_from"),
+        (("--LR", "1e-3"), "unknown flag --LR; give --learning_rate"),
+        (("--overwrite",), "a run is never overwritten"),
+        (("--num_threads", "2"), "set OMP_NUM_THREADS in the environment$"),
+        (("--checkpointing_steps", "500"), "give --save_steps$"),
+        (("--eval_file", "x"), "give --validation_file$"),
+        (("--prompt", "x"), "scripts/generate.py tells stories of a finished run"),
+        (("--learning_rat", "1"), "did you mean --learning_rate"),
+        (("--learning-rate", "1"), "did you mean --learning_rate"),
+        (("--zzz", "1"), "unknown flag --zzz; --help lists all settings$"),
+        (("--hlp",), "unknown flag --hlp; --help lists all settings$"),
+        (("--seeds", "1"), "did you mean --seed"),
+    ],
+)
+def test_a_name_of_other_programs_is_answered_with_what_does_it_here(
+    flags: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_arguments(list(flags))
+
+
+def test_a_name_of_other_programs_in_yaml_is_answered_too(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("n_embd: 64\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: n_embd: unknown setting; give hidden_size$"):
+        parse_arguments(["--config", str(tmp_path / "mine.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("parse", "flag", "message"),
+    [
+        (parse_generation_arguments, "--max_length", "give --max_new_tokens$"),
+        (parse_generation_arguments, "--model_name_or_path", "give --model$"),
+        (parse_generation_arguments, "--start", "give --prompt$"),
+        (parse_evaluation_arguments, "--model_name_or_path", "give --model$"),
+        (parse_evaluation_arguments, "--eval_batch_size", "give --batch_size$"),
+        (parse_evaluation_arguments, "--lr", "--help lists all settings$"),
+    ],
+)
+def test_each_script_names_its_own_settings(
+    parse: Callable[[list[str]], object], flag: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        parse([flag, "1"])
+
+
+@pytest.mark.parametrize("name", ["lr", "fp16", "block_size", "save_strategy", "do_train"])
+def test_only_what_is_close_is_suggested_by_its_spelling(name: str) -> None:
+    known = [setting for setting in OF_TRAINING if setting not in ("context_length",)]
+    assert "did you mean" not in suggest_flag(name, known)
+
+
+def test_help_says_that_steps_below_1_are_a_share_of_the_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for name in ("eval_steps", "save_steps", "logging_steps", "warmup_steps"):
+        help_text = said.split(f"--{name} X ", 1)[1].split(" --", 1)[0]
+        assert "below 1, a share of the run" in help_text, name
+
+
+def test_a_sample_prompt_that_cannot_begin_is_refused_before_the_run(
+    tiny_arguments: Callable[..., Arguments], tmp_path: Path
+) -> None:
+    from tinystories_hf.training.train import train
+
+    with pytest.raises(UserError, match="the prompt '' has no tokens"):
+        train(tiny_arguments("--sample_prompts", "Once", ""))
+    assert not (tmp_path / "run").exists()

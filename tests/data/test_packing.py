@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from tinystories_hf.data.packing import PackedRows, RowWriter, row_dtype
+from tinystories_hf.data.tokenize import WordTokenizer
+from tinystories_hf.data.tokenizer import train_tokenizer
+from tinystories_hf.data.toy import toy_stories
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_tokens_are_conserved_and_the_file_the_same_however_the_stream_arrives(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(seed)
+    length = draw.randrange(2, 40)
+    stream = np.array([draw.randrange(60_000) for _ in range(draw.randrange(1, 3000))])
+    monkeypatch.setattr(RowWriter, "TOKENS_PER_BLOCK", draw.choice([1, 7, 500, 10_000]))
+    files = []
+    for name, longest in (("a", 2), ("b", 200), ("c", 4000)):
+        path = tmp_path / f"{name}.arrow"
+        with RowWriter(path, length, 60_000) as writer:
+            position = 0
+            while position < len(stream):
+                step = draw.randrange(1, longest)
+                writer.write(stream[position : position + step])
+                position += step
+        rows = datasets.Dataset.from_file(str(path))
+        out = [token for row in rows["input_ids"] for token in row]
+        assert out + writer.tail.tolist() == stream.tolist()
+        assert len(writer.tail) < length
+        assert (writer.tokens_in, writer.rows) == (len(stream), len(rows))
+        files.append(path.read_bytes())
+    assert files[0] == files[1] == files[2]
+
+
+def test_ids_take_two_bytes_where_the_vocabulary_allows_it() -> None:
+    assert row_dtype(50_257).itemsize == 2
+    assert row_dtype(2**16).itemsize == 2
+    assert row_dtype(2**16 + 1).itemsize == 4
+
+
+def test_rows_for_training_are_the_rows_on_disk_without_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RowWriter, "TOKENS_PER_BLOCK", 60)
+    stream = np.random.default_rng(0).integers(0, 60_000, 1_234)
+    with RowWriter(tmp_path / "rows.arrow", 10, 60_000) as writer:
+        writer.write(stream)
+    dataset = datasets.Dataset.from_file(str(tmp_path / "rows.arrow"))
+    rows = PackedRows(dataset)
+    assert len(rows) == len(dataset) == 123
+    assert rows[0].dtype == np.uint16
+    for row in (0, 5, 6, 59, 122):
+        assert rows[row].tolist() == dataset[row]["input_ids"]
+        assert not rows[row].flags.owndata
+    several = rows.__getitems__([122, 0, 6])
+    assert [ids.tolist() for ids in several] == [dataset[row]["input_ids"] for row in (122, 0, 6)]
+    assert len(PackedRows(dataset.select(range(7)))) == 7
+    with pytest.raises(IndexError):
+        rows[123]
+
+
+def test_tokenizing_ends_each_story_and_packing_adds_nothing(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(toy_stories(50), 300, 64)
+    stream = WordTokenizer(tokenizer)(["A cat.", "", "A dog."])
+    assert np.count_nonzero(stream == tokenizer.eos_token_id) == 3
+    assert stream[-1] == tokenizer.eos_token_id
+    with RowWriter(tmp_path / "rows.arrow", 4, 300) as writer:
+        writer.write(stream)
+    rows = datasets.Dataset.from_file(str(tmp_path / "rows.arrow"))["input_ids"]
+    assert np.concatenate([np.array(rows).reshape(-1), writer.tail]).tolist() == stream.tolist()

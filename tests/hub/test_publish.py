@@ -1,0 +1,406 @@
+"""Publishing, with the real clients against a Hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.conftest import ROOT, environment, seconds_of_children, train_tiny
+from tests.model.test_stock_loading import load_stock
+from tests.support.loopback_hub import LoopbackHub
+from tests.support.loopback_state import Account, Fault, StoredRepository
+from tests.support.publishing import REPO, TOKEN, everything, on_disk, published, write_export
+from tinystories_hf.config.arguments import HubArguments
+from tinystories_hf.core.errors import RunError, UserError
+from tinystories_hf.core.run_record import read_record
+from tinystories_hf.hub import publish as publishing
+from tinystories_hf.hub.arguments import parse_push_arguments
+from tinystories_hf.hub.publish import check_repository, publish, staged_files
+from tinystories_hf.hub.repository import Repository
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def round_trip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, LoopbackHub, str]]:
+    """Train with two processes, publish, and return the folder, the Hub and all that was said."""
+    folder = tmp_path_factory.mktemp("round")
+    with LoopbackHub(accounts={TOKEN: Account("me")}) as hub:
+        done = train_tiny(
+            folder,
+            *("--push_to_hub", "--hub_model_id", REPO, "--hub_private_repo"),
+            *("--hub_strategy", "checkpoint-revisions"),
+            num_processes=2,
+            HF_ENDPOINT=hub.url,
+            HF_TOKEN=TOKEN,
+        )
+        yield folder, hub, done.stdout + done.stderr
+
+
+def test_two_processes_train_and_publish_in_one_commit(
+    round_trip: tuple[Path, LoopbackHub, str],
+) -> None:
+    folder, hub, said = round_trip
+    repository = hub.repositories["models", REPO]
+    assert len(repository.history("main")) == 2, "the empty one, and ours"
+    assert published(hub) == on_disk(folder / "run")
+    assert set(repository.branches) == {"main", "step-10", "step-20"}
+    assert not (folder / "run" / "unpublished").exists()
+    assert f"published   {hub.url}/{REPO}" in said
+
+
+def test_what_is_published_loads_by_name_with_the_same_logits(
+    round_trip: tuple[Path, LoopbackHub, str], tmp_path: Path
+) -> None:
+    folder, hub, _ = round_trip
+    name, fast, text, _ = load_stock(REPO, tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)
+    assert (name, fast) == ("GPTNeoForCausalLM", True)
+    assert text.startswith("Once upon a time")
+    model = AutoModelForCausalLM.from_pretrained(folder / "run")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "run")
+    ids = tokenizer("Once upon a time there was a cat.", return_tensors="pt").input_ids
+    assert torch.equal(model(ids).logits, torch.load(tmp_path / "logits.pt", weights_only=True))
+
+
+LOAD_REVISION = """
+import sys
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], revision=sys.argv[2])
+model.save_pretrained("loaded")
+"""
+
+
+def test_a_checkpoint_loads_by_its_revision(
+    round_trip: tuple[Path, LoopbackHub, str],
+    run_code: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+) -> None:
+    folder, hub, _ = round_trip
+    where = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
+    code, _, err = run_code(LOAD_REVISION, REPO, "step-10", **where)
+    assert code == 0, err
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "loaded").state_dict()
+    saved = AutoModelForCausalLM.from_pretrained(folder / "run" / "checkpoint-10").state_dict()
+    assert all(torch.equal(loaded[name], saved[name]) for name in saved)
+    assert "run.json" in published(hub, "step-10")
+    assert "eval_results.json" not in published(hub, "step-10")
+
+
+def test_a_private_model_is_not_there_for_others(
+    round_trip: tuple[Path, LoopbackHub, str], run_code: Callable[..., tuple[int, str, str]]
+) -> None:
+    _, hub, _ = round_trip
+    code, _, err = run_code(LOAD_REVISION, REPO, "main", HF_ENDPOINT=hub.url)
+    assert code != 0
+    assert REPO in err
+
+
+def test_the_token_is_in_nothing_that_was_written_sent_or_said(
+    round_trip: tuple[Path, LoopbackHub, str],
+) -> None:
+    folder, hub, said = round_trip
+    assert TOKEN not in said
+    files = [path for path in (folder / "run").rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
+    assert not [content for content in everything(hub) if TOKEN.encode() in content]
+
+
+def test_no_pickle_and_no_place_of_this_machine_is_published(
+    round_trip: tuple[Path, LoopbackHub, str],
+) -> None:
+    folder, hub, _ = round_trip
+    for revision in ("main", "step-10", "step-20"):
+        files = published(hub, revision)
+        assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+        for name, content in files.items():
+            assert str(folder).encode() not in content, name
+            assert str(Path.home()).encode() + b"/" not in content, name
+            assert sys.prefix.encode() not in content, name
+
+
+def test_the_published_card_states_the_results_and_its_code_runs(
+    round_trip: tuple[Path, LoopbackHub, str], tmp_path: Path
+) -> None:
+    folder, hub, _ = round_trip
+    text = published(hub)["README.md"].decode()
+    (tmp_path / "README.md").write_text(text)
+    card = ModelCard.load(tmp_path / "README.md")
+    stated = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    measured = json.loads((folder / "run" / "eval_results.json").read_text())["loss"]["packed"]
+    assert stated == {key: measured[key] for key in ("loss", "perplexity", "bits_per_byte")}
+    assert not re.search(r"\{\{|\{%|\bNone\b|\bnan\b|undefined", text)
+    snippets = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert snippets
+    for snippet in snippets:
+        done = subprocess.run(
+            [sys.executable, "-c", snippet],
+            cwd=tmp_path,
+            env=environment(tmp_path / "home", HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("Once upon a time")
+
+
+def test_pushing_again_uploads_only_what_differs(
+    mine: LoopbackHub, client: list[float], run_dir: Path
+) -> None:
+    publish(run_dir, Repository(REPO))
+    assert len(mine.uploads) == len(staged_files(run_dir))
+    mine.uploads.clear()
+    publish(run_dir, Repository(REPO))
+    assert mine.uploads == []
+    assert len(mine.repositories["models", REPO].history("main")) == 2
+    (run_dir / "samples.md").write_text("# Samples\n\n## Step 20\n\n> **Once** there was.\n")
+    publish(run_dir, Repository(REPO))
+    assert sorted(mine.uploads) == ["README.md", "samples.md"]
+    assert published(mine) == on_disk(run_dir)
+
+
+def test_a_checkpoint_that_could_not_be_published_waits_for_the_next_push(
+    mine: LoopbackHub, client: list[float], run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine.faults = [Fault("branch", status=403)]
+    destination = Repository(REPO)
+    publishing.publish_checkpoint(run_dir / "checkpoint-10", run_dir, destination, 10)
+    assert "not yet published: step-10" in capsys.readouterr().err
+    shutil.rmtree(run_dir / "checkpoint-10")  # as retention does
+    publish(run_dir, destination)
+    assert "model.safetensors" in published(mine, "step-10")
+    assert not (run_dir / "unpublished").exists()
+
+
+def test_a_repository_with_something_else_is_replaced_only_when_asked(
+    mine: LoopbackHub, client: list[float], run_dir: Path
+) -> None:
+    other = {"pytorch_model.bin": b"old", "config.json": b"{}"}
+    mine.repositories["models", REPO] = StoredRepository(other)
+    with pytest.raises(RunError, match=r"already holds something else \(config.json, pytorch"):
+        publish(run_dir, Repository(REPO))
+    assert published(mine) == other
+    publish(run_dir, Repository(REPO, overwrite=True))
+    assert published(mine) == on_disk(run_dir)
+
+
+def test_a_run_may_go_on_in_its_own_repository_and_in_no_other(
+    mine: LoopbackHub, client: list[float], run_dir: Path
+) -> None:
+    wanted = HubArguments(push_to_hub=True, hub_model_id="tiny")
+    assert check_repository(wanted, run_dir, None).repo_id == REPO
+    publish(run_dir, Repository(REPO))
+    (run_dir.parent / "notes").mkdir()
+    mine.repositories["models", REPO].add("main", {**published(mine), "mine.txt": b"kept"})
+    check_repository(wanted, run_dir, read_record(run_dir).run_id)
+    publish(run_dir, Repository(REPO))
+    assert published(mine)["mine.txt"] == b"kept", "what the user added by hand stays"
+    with pytest.raises(UserError, match="already holds something else"):
+        check_repository(wanted, run_dir, None)
+
+
+@pytest.mark.parametrize("writable", ["me", REPO])
+def test_a_token_for_this_repository_alone_is_enough(
+    mine: LoopbackHub, client: list[float], run_dir: Path, writable: str
+) -> None:
+    mine.accounts[TOKEN] = Account("me", role="fineGrained", writable=(writable,))
+    wanted = HubArguments(push_to_hub=True, hub_model_id=REPO)
+    publish(run_dir, check_repository(wanted, run_dir, None))
+    assert published(mine) == on_disk(run_dir)
+
+
+def test_a_branch_holds_the_run_alone(
+    mine: LoopbackHub, client: list[float], run_dir: Path
+) -> None:
+    mine.repositories["models", REPO] = StoredRepository({".gitattributes": b""})
+    mine.repositories["models", REPO].add("main", {"other.bin": b"other"})
+    publish(run_dir, Repository(REPO, revision="v1"))
+    assert published(mine, "v1") == on_disk(run_dir)
+    assert published(mine) == {"other.bin": b"other"}
+
+
+ONNX = {"onnx/model.onnx", "onnx/model_quantized.onnx", "onnx/export.json"}
+
+
+def test_an_exported_run_takes_its_onnx_files_along_and_leaves_none_of_other_weights_behind(
+    mine: LoopbackHub, client: list[float], run_dir: Path
+) -> None:
+    write_export(run_dir)
+    publishing.publish_checkpoint(run_dir / "checkpoint-10", run_dir, Repository(REPO), 10)
+    publish(run_dir, Repository(REPO))
+    assert published(mine) == on_disk(run_dir)
+    assert set(published(mine)) >= ONNX
+    assert "model.safetensors" in published(mine, "step-10")
+    assert not [name for name in published(mine, "step-10") if name.startswith("onnx")]
+    mine.repositories["models", REPO].add("main", {**published(mine), "onnx/mine.txt": b"kept"})
+    shutil.rmtree(run_dir / "onnx")
+    publish(run_dir, Repository(REPO))
+    assert published(mine) == {**on_disk(run_dir), "onnx/mine.txt": b"kept"}
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", *sorted(ONNX), "onnx/more.onnx"])
+def test_an_export_that_is_not_of_the_weights_is_refused_before_the_hub_is_asked(
+    mine: LoopbackHub, client: list[float], run_dir: Path, changed: str
+) -> None:
+    write_export(run_dir)
+    publishing.check_finished_run(run_dir)
+    (run_dir / changed).write_bytes(b"other")
+    with pytest.raises(UserError) as caught:
+        publishing.check_finished_run(run_dir)
+    assert f"scripts/export_onnx.py --model {run_dir}" in str(caught.value)
+    with pytest.raises(RunError, match=r"whole but not published .*export_onnx.* to publish it"):
+        publish(run_dir, Repository(REPO))
+    assert mine.requests == []
+
+
+@pytest.mark.parametrize("gone", sorted(ONNX))
+def test_half_an_export_is_refused(run_dir: Path, gone: str) -> None:
+    write_export(run_dir)
+    (run_dir / gone).unlink()
+    with pytest.raises(UserError, match=r"; run \S+ scripts/export_onnx\.py --model"):
+        publishing.check_finished_run(run_dir)
+
+
+def test_an_unfinished_run_is_not_published(
+    mine: LoopbackHub, client: list[float], run_dir: Path
+) -> None:
+    record = json.loads((run_dir / "run.json").read_text())
+    record["sessions"][-1]["status"] = "running"
+    (run_dir / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="has not come to its end"):
+        publish(run_dir, Repository(REPO))
+    (run_dir / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"lacks model\.safetensors"):
+        publish(run_dir, Repository(REPO))
+
+
+def test_a_file_that_holds_the_token_is_refused(
+    mine: LoopbackHub, client: list[float], run_dir: Path
+) -> None:
+    (run_dir / "samples.md").write_text(f"# Samples\n\n## Step 20\n\n> **Once** {TOKEN}\n")
+    with pytest.raises(RunError, match="holds your Hub token") as caught:
+        publish(run_dir, Repository(REPO))
+    assert TOKEN not in str(caught.value)
+    assert not [content for content in everything(mine) if TOKEN.encode() in content]
+
+
+REFUSALS = {
+    "no token": ({}, (), "there is no Hub token; log in with `hf auth login`"),
+    "unknown token": ({"HF_TOKEN": "hf_unknown"}, (), "does not accept the Hub token"),
+    "read-only token": ({"HF_TOKEN": "hf_reader"}, (), "may only read"),
+    "token for another repository": (
+        {"HF_TOKEN": "hf_narrow"},
+        ("--hub_model_id", REPO),
+        "no `repo.write` for me/tiny",
+    ),
+    "illegal name": ({"HF_TOKEN": TOKEN}, ("--hub_model_id", "me/a--b"), "is no legal name"),
+    "somebody else's": ({"HF_TOKEN": TOKEN}, ("--hub_model_id", "you/tiny"), "no member of you"),
+    "other content": ({"HF_TOKEN": TOKEN}, ("--hub_model_id", "me/taken"), "something else (a.txt"),
+    "no Hub": ({"HF_TOKEN": TOKEN, "HF_ENDPOINT": "http://127.0.0.1:9"}, (), "could not reach"),
+    "token as a flag": ({}, (f"--hub_token={TOKEN}",), "a Hub token is no flag"),
+    "token after a flag": ({}, ("--hub_token", TOKEN), "a Hub token is no flag"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_run_that_could_not_be_published_is_not_started(
+    mine: LoopbackHub, run_script: Run, tiny_config: Path, tmp_path: Path, case: str
+) -> None:
+    mine.accounts["hf_reader"] = Account("me", role="read")
+    mine.accounts["hf_narrow"] = Account("me", role="fineGrained", writable=("me/other",))
+    mine.repositories["models", "me/taken"] = StoredRepository({"a.txt": b"a"})
+    extra, flags, message = REFUSALS[case]
+    start = seconds_of_children()
+    where = {"HF_ENDPOINT": mine.url, **extra}
+    done = run_script("train.py", "--config", str(tiny_config), "--push_to_hub", *flags, **where)
+    assert seconds_of_children() - start < 10
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert message in line
+    assert TOKEN not in done.stdout + done.stderr
+    assert not (tmp_path / "work" / "run").exists()
+    assert not (tmp_path / "home" / "tinystories_hf").exists(), "no rows were prepared"
+
+
+@pytest.mark.parametrize("place", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "home"])
+def test_the_script_publishes_wherever_the_token_was_put(
+    mine: LoopbackHub, run_script: Run, run_dir: Path, tmp_path: Path, place: str
+) -> None:
+    extra = {"HF_ENDPOINT": mine.url}
+    if place.endswith("TOKEN"):
+        extra[place] = TOKEN
+    elif place == "home":
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home" / "token").write_text(TOKEN)
+    else:
+        (tmp_path / "secret").write_text(TOKEN + "\n")
+        extra[place] = str(tmp_path / "secret")
+    flags = ("--model", str(run_dir), "--repo", REPO, "--private")
+    done = run_script("push_to_hub.py", *flags, **extra)
+    assert done.returncode == 0, done.stderr
+    assert published(mine) == on_disk(run_dir)
+    assert mine.repositories["models", REPO].private
+    assert TOKEN not in done.stdout + done.stderr
+    assert not [content for content in everything(mine) if TOKEN.encode() in content]
+    assert not [p for p in run_dir.rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
+
+
+def test_a_dry_run_shows_all_and_changes_nothing(run_script: Run, run_dir: Path) -> None:
+    write_export(run_dir)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    done = run_script("push_to_hub.py", "--model", str(run_dir), "--repo", REPO, "--dry_run")
+    assert done.returncode == 0, done.stderr
+    assert set(staged_files(run_dir)) >= ONNX
+    for name in staged_files(run_dir):
+        assert name in done.stdout
+    assert f'pipeline("text-generation", model="{REPO}")' in done.stdout
+    assert "training_args" not in done.stdout
+    after = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_licence_is_stated_when_a_run_is_published_and_stays(
+    mine: LoopbackHub, client: list[float], run_dir: Path
+) -> None:
+    push_run = runpy.run_path(str(ROOT / "scripts" / "push_to_hub.py"))["push_run"]
+    flags = ["--model", str(run_dir), "--repo", REPO]
+    stated = ["--license", "cc-by-4.0", "--language", "en", "fr"]
+    before = (run_dir / "run.json").read_bytes()
+    push_run(parse_push_arguments([*flags, *stated, "--dry_run"]))
+    assert (run_dir / "run.json").read_bytes() == before
+    for given in (stated, []):
+        push_run(parse_push_arguments([*flags, *given]))
+        card: Any = ModelCard(published(mine)["README.md"].decode()).data
+        assert card.license == "cc-by-4.0"
+        assert card.language == ["en", "fr"]
+
+
+def test_a_run_whose_push_fails_is_whole_and_names_the_command_that_publishes_it(
+    mine: LoopbackHub, run_script: Run, tiny_config: Path, tmp_path: Path
+) -> None:
+    mine.faults = [Fault("commit", status=403)]
+    extra = {"HF_ENDPOINT": mine.url, "HF_TOKEN": TOKEN}
+    flags = ("--config", str(tiny_config), "--push_to_hub", "--hub_model_id", REPO)
+    done = run_script("train.py", *flags, **extra)
+    assert done.returncode == 1, "2 says that nothing was begun"
+    run_dir = tmp_path / "work" / "run"
+    assert read_record(run_dir).sessions[-1].status == "finished"
+    assert published(mine) == {}
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert "run is whole but not published to me/tiny: the Hub token may not write" in line
+    _, path, *words = line.partition("to publish it: ")[2].split()
+    again = run_script(Path(path).name, *words, **extra)
+    assert again.returncode == 0, again.stderr
+    assert published(mine) == on_disk(run_dir)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.support.soak import Kill, soak
+
+# Says "ready", then "noted" for the first signal, and ends by itself after that only if told to.
+LISTEN = """
+import sys, time
+from tinystories_hf.training.signals import stop_on_signals
+
+with stop_on_signals() as stop:
+    stop.deferred = sys.argv[1] == "deferred"
+    print("ready", flush=True)
+    while stop.signal is None:
+        time.sleep(0.01)
+    print("noted", flush=True)
+    time.sleep(30)
+"""
+
+
+def listen(mode: str, *launcher: str) -> subprocess.Popen[str]:
+    command = [*launcher, sys.executable, "-c", LISTEN, mode]
+    listening = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert listening.stdout is not None
+    assert listening.stdout.readline() == "ready\n"
+    return listening
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_outside_of_training_a_signal_ends_the_program_where_it_is(number: signal.Signals) -> None:
+    listening = listen("at once")
+    listening.send_signal(number)
+    _, said = listening.communicate(timeout=10)
+    assert listening.returncode == 75
+    assert said == f"stopped: by {number.name}; the same command with" \
+                   " --resume_from_checkpoint auto goes on\n"  # fmt: skip
+
+
+def test_in_training_the_first_is_noted_its_echo_ignored_and_a_second_ends_at_once() -> None:
+    listening = listen("deferred")
+    listening.send_signal(signal.SIGINT)
+    assert listening.stdout is not None
+    assert listening.stdout.readline() == "noted\n"
+    listening.send_signal(signal.SIGTERM)  # what a launcher passes on
+    with pytest.raises(subprocess.TimeoutExpired):
+        listening.wait(timeout=1.2)
+    listening.send_signal(signal.SIGTERM)
+    _, said = listening.communicate(timeout=10)
+    assert listening.returncode == 75
+    assert "by a second signal" in said
+
+
+def test_a_terminal_that_closes_ends_the_program_although_its_last_words_go_nowhere() -> None:
+    listening = listen("at once")
+    assert listening.stderr is not None
+    listening.stderr.close()
+    listening.send_signal(signal.SIGHUP)
+    assert listening.wait(timeout=10) == 75
+
+
+@pytest.mark.skipif(shutil.which("nohup") is None, reason="needs nohup")
+def test_nohup_is_respected() -> None:
+    listening = listen("at once", "nohup")
+    listening.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        listening.wait(timeout=0.5)
+    listening.send_signal(signal.SIGTERM)
+    _, said = listening.communicate(timeout=10)
+    assert "stopped: by SIGTERM" in said
+
+
+# In the order in which a run can meet them.
+KILLS = {
+    "one process": (
+        1,
+        [
+            Kill("preparing", 0.1),
+            Kill("training", 0.01, 4, signal.SIGTERM),
+            Kill("saving", 0.04),
+            Kill("finishing", 1.0),
+        ],
+    ),
+    "two processes": (2, [Kill("saving", 0.04, signal=signal.SIGTERM)]),
+}
+
+
+@pytest.mark.parametrize("case", KILLS)
+def test_a_run_that_is_ended_again_and_again_comes_out_the_same(tmp_path: Path, case: str) -> None:
+    processes, kills = KILLS[case]
+    met = soak(tmp_path, kills, processes)
+    assert met.total() == len(kills)

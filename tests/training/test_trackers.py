@@ -1,0 +1,88 @@
+"""Trackers are asked before the run directory is written; a refusal leaves nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+from tinystories_hf.config.command_line import Arguments
+from tinystories_hf.core.errors import UserError
+from tinystories_hf.training.trackers import check_trackers
+from tinystories_hf.training.train import train
+
+Parse = Callable[..., Arguments]
+
+
+class LoggedOut(TrainerCallback):
+    """A tracker as those of Transformers are built, to which nobody has logged in."""
+
+    def setup(self, *_: Any) -> None:
+        raise RuntimeError("No API key configured. Use `wandb login` to log in.\nMore of it.")
+
+    def on_train_begin(self, *_: Any, model: Any = None, **__: Any) -> None:
+        self.setup(model)
+
+
+def test_a_tracker_that_cannot_begin_is_a_sentence_and_leaves_no_run_behind(
+    tiny_arguments: Parse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_DISABLED", raising=False)
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "wandb", LoggedOut)
+    monkeypatch.setattr(
+        "tinystories_hf.training.trackers.get_available_reporting_integrations", lambda: ["wandb"]
+    )
+    flags = ("--max_steps", "2")
+    with pytest.raises(UserError) as caught:
+        train(tiny_arguments(*flags, "--report_to", "wandb"))
+    assert str(caught.value) == (
+        "report_to: wandb cannot be used: No API key configured. Use `wandb login` to log in."
+    )
+    assert not (tmp_path / "run").exists()
+    assert train(tiny_arguments(*flags))["steps"] == 2, "the corrected command begins"
+
+
+def test_a_run_that_ended_before_its_first_step_does_not_block_the_next(
+    tiny_arguments: Parse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("anything, after run.json and before the first step")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tinystories_hf.training.train.train_steps", fail)
+        with pytest.raises(OSError, match="anything"):
+            train(tiny_arguments("--max_steps", "2"))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+    assert train(tiny_arguments("--max_steps", "2"))["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["wandbb"], r"report_to: wandbb is not known; choose among .*wandb.* all, none$"),
+        (["comet"], r"comet is not known; choose among .*comet_ml"),
+        (["none", "wandb"], "report_to: none wandb contradict each other"),
+        (["mlflow"], "report_to: mlflow is not installed"),
+    ],
+)
+def test_a_tracker_that_is_not_there_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, names: list[str], message: str
+) -> None:
+    monkeypatch.setattr(
+        "tinystories_hf.training.trackers.get_available_reporting_integrations", list
+    )
+    with pytest.raises(UserError, match=message):
+        check_trackers(names)
+
+
+def test_wandb_that_the_environment_forbids_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_DISABLED", "true")
+    with pytest.raises(UserError, match=r"WANDB_DISABLED=true; leave wandb out, or `unset WANDB"):
+        check_trackers(["wandb"])
+    check_trackers([])
+    check_trackers(["none"])
+    check_trackers(["all"])

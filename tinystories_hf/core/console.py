@@ -1,0 +1,96 @@
+"""What a script prints: streams that never end it, and commands that can be run as they are."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import io
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tinystories_hf.core.errors import RunError
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+# A pipe whose reader has closed it (EINVAL on Windows), and a terminal that was closed.
+NO_READER = {errno.EPIPE, errno.EIO, *([errno.EINVAL] if os.name == "nt" else [])}
+
+
+def make_streams_safe() -> None:
+    """Make the streams of this process last: called by scripts, never on import.
+
+    Characters that the encoding of the output lacks are replaced. Output is dropped once its pipe
+    or terminal is closed. A full disk is a `RunError` for standard output; for standard error the
+    messages are dropped.
+    """
+    # A stream that somebody else has put there, such as pytest, is left alone.
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _lasting(sys.stdout, 1, "replace")
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _lasting(sys.stderr, 2, "backslashreplace")
+
+
+def _lasting(stream: Any, number: int, errors: str) -> Any:
+    if stream is None:  # closed from the start: the next file that is opened would get its number
+        _discard(number)
+        return open(number, "w", encoding="utf-8", closefd=False)
+    stream.flush()
+    if not isinstance(getattr(stream.buffer, "raw", stream.buffer), io.FileIO):
+        stream.reconfigure(errors=errors)  # the console of Windows
+        return stream
+    return io.TextIOWrapper(
+        io.BufferedWriter(_LastingFile(number, "w", closefd=False)),
+        encoding=stream.encoding,
+        errors=errors,
+        line_buffering=stream.line_buffering or stream.write_through,
+    )
+
+
+class _LastingFile(io.FileIO):
+    def write(self, data: Any) -> int:
+        """Write; once that fails, this descriptor leads nowhere, for C++ too."""
+        try:
+            return super().write(data)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            _discard(self.fileno())
+            if error.errno not in NO_READER and self.fileno() == 1:
+                raise RunError(f"the output cannot be written: {error.strerror}") from None
+            return memoryview(data).nbytes
+
+
+def _discard(number: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != number:
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+    os.set_inheritable(number, True)
+
+
+@functools.cache
+def print_note_once(note: str) -> None:
+    """Print a note to standard error, once, on the main process."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {note}", file=sys.stderr, flush=True)
+
+
+def script_command(name: str, *words: str) -> str:
+    """Return a command line that runs a script of this package from the current folder.
+
+    Paths are relative where they lie below it. `words` that are paths are so already.
+    """
+    python = shutil.which("python")
+    same = python is not None and Path(python).absolute() == Path(sys.executable).absolute()
+    command = ["python" if same else _from_here(Path(sys.executable)), _from_here(SCRIPTS / name)]
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    return join([*command, *words])
+
+
+def _from_here(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -1,0 +1,74 @@
+"""How a script runs: its output streams, its waiting threads, its errors and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tinystories_hf.core.errors import (
+    EXIT_RUN_FAILED,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    REFUSED,
+    RunError,
+    Stopped,
+    UserError,
+)
+from tinystories_hf.core.threads import let_waiting_threads_sleep
+
+
+@contextmanager
+def report_user_errors() -> Iterator[None]:
+    """Turn the ends that a user can do something about into one line on stderr and an exit code.
+
+    2 for a `UserError`, 1 for a `RunError`, 75 for `Stopped`; every other error goes through, but
+    for what the machine refuses: whoever foresaw that has raised a `UserError`.
+    Under a launcher all processes usually fail alike; those after the first say who they are.
+    Every script runs inside it, so it also makes the output safe to print to, and lets threads
+    that wait sleep.
+    """
+    from tinystories_hf.core.console import make_streams_safe
+
+    let_waiting_threads_sleep()
+    make_streams_safe()
+    try:
+        _check_home()
+        yield
+    except UserError as error:
+        _end("error", error, EXIT_USER_ERROR)
+    except RunError as error:
+        _end("error", error, EXIT_RUN_FAILED)
+    except Stopped as end:
+        _end("stopped", end, EXIT_STOPPED)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        # A library's lock; those of this package work without.
+        fix = "; put HF_HOME on a file system that has locks" if error.errno == errno.ENOLCK else ""
+        reason = f"{error.filename or 'the system'}: {error.strerror}{fix}"
+        _end("error", reason, EXIT_RUN_FAILED)
+
+
+def _check_home() -> None:
+    """Raise a `UserError` where caches have no place: libraries would make a folder named `~`."""
+    named = {"HF_HOME", "XDG_CACHE_HOME"} & os.environ.keys()
+    try:
+        Path("~").expanduser()
+    except RuntimeError:
+        if not named:
+            raise UserError(
+                "this user has no home directory: the user id is not in the password database and"
+                " HOME is not set; set HOME to a folder that can be written"
+            ) from None
+
+
+def _end(what: str, reason: BaseException | str, code: int) -> None:
+    rank = os.environ.get("RANK", "0")
+    prefix = what if rank == "0" else f"{what} (process {rank})"
+    if str(reason):
+        print(f"{prefix}: {reason}", file=sys.stderr, flush=True)
+    sys.exit(code)

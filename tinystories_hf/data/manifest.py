@@ -1,0 +1,174 @@
+"""Prepared rows on disk: the manifest beside them, and how they are loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinystories_hf.core.errors import UserError
+from tinystories_hf.data import tokenizer as tokenizing
+from tinystories_hf.data.splits import Split
+
+if TYPE_CHECKING:
+    # Imported where they are used: while the main thread does so (2.4 s), another hashes the files.
+    import datasets
+    from transformers import PreTrainedTokenizerFast
+
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class SplitManifest:
+    """Every count of one split: tokens_in = tokens_out + tokens_dropped.
+
+    `tail` holds the dropped tokens (fewer than one row), so that an evaluation can still count each
+    token once. `bytes` is the UTF-8 length of the stories kept, without separators.
+    """
+
+    source: dict[str, Any]
+    stories_read: int
+    stories_kept: int
+    dropped_null: int
+    empty_stories: int
+    dropped_empty: int
+    dropped_duplicates: int
+    dropped_overlap: int
+    mojibake_repaired: int
+    bytes: int
+    tokens_in: int
+    tokens_out: int
+    tokens_dropped: int
+    rows: int
+    file_bytes: int
+    tail: list[int] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class StreamedSplit:
+    """A split that is read while training: what decides its stories, and no count."""
+
+    source: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a prepared folder holds and how it came to be."""
+
+    fingerprint: str
+    context_length: int
+    dtype: str
+    tokenizer: dict[str, Any]
+    cleaning: list[str]
+    versions: dict[str, str]
+    seconds: float
+    train: SplitManifest | StreamedSplit
+    validation: SplitManifest
+
+    def split(self, name: str) -> SplitManifest:
+        """Return the counts of `train` or `validation`.
+
+        Raises:
+            UserError: the split is streamed, so that nobody has counted it.
+        """
+        split = self.train if name == "train" else self.validation
+        if isinstance(split, StreamedSplit):
+            raise UserError(f"streaming: the {name} split was not prepared; set streaming to false")
+        return split
+
+    @property
+    def prepared(self) -> list[str]:
+        """Return the names of the splits that lie here as rows."""
+        return [name for name in SPLITS if isinstance(getattr(self, name), SplitManifest)]
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Rows ready for training, with the tokenizer that made them.
+
+    Where training is streamed, `train` is None and `stream` is what it is read from.
+    """
+
+    path: Path
+    manifest: Manifest
+    tokenizer: PreTrainedTokenizerFast
+    train: datasets.Dataset | None
+    validation: datasets.Dataset
+    stream: Split | None = None
+
+    def rows(self, split: str) -> datasets.Dataset:
+        """Return the rows of `train` or `validation`.
+
+        Raises:
+            UserError: the split is streamed.
+        """
+        self.manifest.split(split)
+        rows: datasets.Dataset = getattr(self, split)
+        return rows
+
+
+def load_prepared(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> PreparedData:
+    """Open a prepared folder; rows are memory-mapped.
+
+    `tokenizer` is the one that made the rows where it is loaded already; else the folder's.
+
+    Raises:
+        UserError: the folder is not one that `prepare` finished, or a file of it has been cut.
+    """
+    import datasets
+
+    try:
+        content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        train, validation = (_read_split(content.pop(name)) for name in SPLITS)
+        manifest = Manifest(**content, train=train, validation=validation)
+        sizes = {name: _arrow(folder, name).stat().st_size for name in manifest.prepared}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is not a prepared folder ({error}); remove it") from None
+    for name in manifest.prepared:
+        if sizes[name] != manifest.split(name).file_bytes:
+            raise UserError(f"{_arrow(folder, name)} is damaged; remove {folder} to prepare again")
+    rows = {name: datasets.Dataset.from_file(str(_arrow(folder, name))) for name in sizes}
+    return PreparedData(
+        folder,
+        manifest,
+        tokenizer or tokenizing.reopen_tokenizer(folder / "tokenizer", manifest.context_length),
+        rows.get("train"),
+        rows["validation"],
+    )
+
+
+def _read_split(content: dict[str, Any]) -> Any:
+    return StreamedSplit(**content) if content.keys() == {"source"} else SplitManifest(**content)
+
+
+def describe_rows_on_disk(prepared: PreparedData) -> str:
+    """Return a table of the counts of a prepared folder, for people."""
+    manifest = prepared.manifest
+    parts = [asdict(manifest.split(name)) for name in manifest.prepared]
+    keys = [key for key, value in parts[0].items() if isinstance(value, int)]
+    lines = [f"{'':20}" + "".join(f"{name:>16}" for name in manifest.prepared)]
+    lines += [f"{key:20}" + "".join(f"{part[key]:>16,}" for part in parts) for key in keys]
+    if isinstance(manifest.train, StreamedSplit):
+        lines.append("train is streamed: its stories become rows while a run trains on them")
+    tokens = sum(part["tokens_in"] for part in parts)
+    return "\n".join(
+        [
+            *lines,
+            f"{tokens:,} tokens prepared in {manifest.seconds:,.1f} s; rows of"
+            f" {manifest.context_length}, {manifest.dtype}, at {prepared.path}",
+        ]
+    )
+
+
+def token_stream(prepared: PreparedData, split: str) -> np.ndarray[Any, Any]:
+    """Return all tokens of a split in order, the tail included; shape (tokens,)."""
+    rows = prepared.rows(split).with_format("arrow")[:]["input_ids"].combine_chunks()
+    tail = np.array(prepared.manifest.split(split).tail, dtype=prepared.manifest.dtype)
+    return np.concatenate([rows.flatten().to_numpy(zero_copy_only=False), tail])
+
+
+def _arrow(folder: Path, split: str) -> Path:
+    return folder / f"{split}.arrow"

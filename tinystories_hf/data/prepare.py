@@ -1,0 +1,243 @@
+"""Rows: stories -> cleaned -> tokenized with an EOS each -> one stream -> rows of equal length.
+
+The prepared folder holds `train.arrow` and `validation.arrow` (open them with
+`datasets.Dataset.from_file`), the validation stories as text, the tokenizer, and `manifest.json`
+with every count. It is cached under a fingerprint of all that decides its content, appears by one
+rename, and is the only input of a run, to its last loss. With `streaming` it holds validation alone
+(and none of its stories is looked up in training): see `streaming.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Set
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from functools import partial
+from importlib import metadata
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from tinystories_hf.config.arguments import DataArguments
+from tinystories_hf.config.parsing import local_path
+from tinystories_hf.core.errors import UserError, reporting_unreadable
+from tinystories_hf.core.files import appearing, free_bytes, reporting_full_disk
+from tinystories_hf.data import cleaning, corpus, packing, tokenize
+from tinystories_hf.data import tokenizer as tokenizing
+from tinystories_hf.data.cleaning import CleaningCounts, story_digest
+from tinystories_hf.data.packing import RowWriter, row_dtype
+from tinystories_hf.data.splits import Corpus, Split, no_stories_error, stories_with_progress
+from tinystories_hf.data.tokenize import WordTokenizer
+
+if TYPE_CHECKING:
+    # Imported where they are used: while the main thread does so (2.4 s), another hashes the files.
+    from transformers import PreTrainedTokenizerFast
+from tinystories_hf.data.manifest import (
+    Manifest,
+    PreparedData,
+    SplitManifest,
+    StreamedSplit,
+    _arrow,
+    load_prepared,
+)
+
+# The validation stories as text, and which of them stand in training: what an evaluation reads.
+STORIES_FOLDER = "validation_stories.parquet"
+# Stories per call of the tokenizer: enough to keep its threads busy, and small in memory. 256 to
+# 1,000 measured alike (1.8 million tokens/s on 2 cores), 4,000 slower.
+STORIES_PER_BATCH = 512
+
+
+def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> PreparedData:
+    """Return the rows of a corpus, made now or served from the cache.
+
+    Each row is `input_ids`, exactly `context_length` token ids, cut from the one stream of all
+    stories with an EOS after each; ids take two bytes where the vocabulary allows it. With
+    `streaming` the rows of validation alone are made.
+
+    Raises:
+        UserError: the corpus or tokenizer cannot be used, or a split is shorter than one row.
+    """
+    tokenizer = None
+    with ThreadPoolExecutor(1) as pool:  # hashes large files while the libraries are imported
+        opening = pool.submit(corpus.open_corpus, data)
+        try:
+            if data.tokenizer != tokenizing.TRAIN:
+                tokenizer = tokenizing.load_tokenizer(data, vocab_size)
+        finally:  # where both are wrong, the text is named first
+            found = opening.result()
+    fingerprint = _fingerprint(data, found, tokenizer, vocab_size)
+    folder = prepared_root(data) / fingerprint
+    with reporting_unreadable("prepared_dir", folder):
+        made = folder.exists()
+    if not made:
+        if not data.streaming:
+            check_disk_for_rows(folder, found)
+        new = appearing(folder, "prepared_dir", "preparing")
+        with reporting_full_disk(folder, "preparing"), new as work:
+            if work is not None:
+                if tokenizer is None:
+                    if not any(story and story.strip() for story in found.train.read()):
+                        raise no_stories_error(data.dataset, "train", found.train)
+                    seen = stories_with_progress(found.train, "training the tokenizer", quiet)
+                    stories = (story for story in seen if story is not None)
+                    tokenizer = tokenizing.train_tokenizer(
+                        stories, vocab_size, data.context_length, data.eos_token
+                    )
+                _write(work, data, found, tokenizer, fingerprint, quiet)
+    prepared = load_prepared(folder, tokenizer)
+    return replace(prepared, stream=found.train) if data.streaming else prepared
+
+
+def check_disk_for_rows(folder: Path, found: Corpus) -> None:
+    """Raise a `UserError` where the rows of a text can be seen not to fit on the disk."""
+    # Two bytes for a token, which stands for four to five characters of English. Compressed, it has
+    # fewer bytes: then what is needed is more.
+    needed = found.train.text_bytes // 2
+    free = free_bytes(folder)
+    if free < needed:
+        raise UserError(
+            f"prepared_dir: the rows need about {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are"
+            f" free at {folder.parent}; make space or choose another prepared_dir"
+        )
+
+
+def prepared_root(data: DataArguments) -> Path:
+    """Return the folder that holds all prepared folders."""
+    if data.prepared_dir is not None:
+        return local_path("prepared_dir", data.prepared_dir)
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "tinystories_hf"
+
+
+def _fingerprint(
+    data: DataArguments,
+    found: Corpus,
+    tokenizer: PreTrainedTokenizerFast | None,
+    vocab_size: int,
+) -> str:
+    """Return a name for exactly this preparation: any other input gives another name."""
+    modules = (cleaning, packing, tokenizing, tokenize)
+    sources = [*corpus.CODE_FILES, *(Path(module.__file__ or "") for module in modules)]
+    sources.append(Path(tokenizing.__file__).with_name("saved_tokenizer.py"))
+    sources.append(Path(tokenize.__file__).with_suffix(".cpp"))
+    code = [path.read_bytes() for path in (*sources, Path(__file__))]
+    parts = {
+        "code": hashlib.sha256(b"".join(code)).hexdigest(),
+        "tokenizers": metadata.version("tokenizers"),
+        "train": found.train.identity,
+        "validation": found.validation.identity,
+        "cleaning": cleaning.options(data),
+        "context_length": data.context_length,
+        "tokenizer": f"{tokenizing.TRAIN} {vocab_size}"
+        if tokenizer is None
+        else tokenizing.content_sha256(tokenizer),
+        "eos_token": data.eos_token,
+        "streaming": data.streaming,
+    }
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    # The name is for people: a file system takes 255 bytes, four of which may be one character.
+    return f"{Path(data.dataset).stem[:50]}-{data.context_length}-{digest[:16]}"
+
+
+def _write(
+    work: Path,
+    data: DataArguments,
+    found: Corpus,
+    tokenizer: PreTrainedTokenizerFast,
+    fingerprint: str,
+    quiet: bool,
+) -> None:
+    """Fill a prepared folder."""
+    start = time.perf_counter()
+    train_counts, validation_counts = CleaningCounts(), CleaningCounts()
+    in_training: dict[bytes, bool] = {}
+    texts: list[str] = []
+
+    def look_up(batch: list[str]) -> None:
+        in_training.update(dict.fromkeys(in_training.keys() & set(map(story_digest, batch)), True))
+
+    write = partial(_write_split, work, data, tokenizer, quiet)
+    train: SplitManifest | StreamedSplit = StreamedSplit(found.train.identity)
+    if not data.streaming:
+        once = replace(data, drop_duplicates=False, drop_validation_overlap=False)
+        validation_read = cleaning.clean(found.validation.read(), once, CleaningCounts())
+        in_training = dict.fromkeys(map(story_digest, validation_read), False)
+        train = write("train", found.train, train_counts, look_up)
+    exclude = train_counts.digests if data.drop_validation_overlap else set[bytes]()
+    validation = write("validation", found.validation, validation_counts, texts.extend, exclude)
+    known = [in_training.get(story_digest(text)) for text in texts]  # None: nobody has looked
+    parquet.write_table(pa.table({"text": texts, "in_training": known}), work / STORIES_FOLDER)
+    tokenizer.save_pretrained(work / "tokenizer")
+    manifest = Manifest(
+        fingerprint=fingerprint,
+        context_length=data.context_length,
+        dtype=row_dtype(len(tokenizer)).name,
+        tokenizer={
+            "name": Path(data.tokenizer).name if Path(data.tokenizer).is_dir() else data.tokenizer,
+            "revision": data.tokenizer_revision,
+            "size": len(tokenizer),
+            "vocab_sha256": tokenizing.vocab_sha256(tokenizer),
+            "merges_sha256": tokenizing.merges_sha256(tokenizer),
+            "content_sha256": tokenizing.content_sha256(tokenizer),
+            "eos_token": tokenizer.eos_token,
+        },
+        cleaning=cleaning.options(data),
+        versions={name: metadata.version(name) for name in ("tokenizers", "datasets")},
+        seconds=round(time.perf_counter() - start, 3),
+        train=train,
+        validation=validation,
+    )
+    (work / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
+
+
+def _write_split(
+    work: Path,
+    data: DataArguments,
+    tokenizer: PreTrainedTokenizerFast,
+    quiet: bool,
+    name: str,
+    split: Split,
+    counts: CleaningCounts,
+    see: Callable[[list[str]], None],
+    other_split: Set[bytes] = frozenset(),
+) -> SplitManifest:
+    """Write the rows of one split and return its counts; `see` is shown its stories."""
+    stories = cleaning.clean(
+        stories_with_progress(split, f"preparing {name}", quiet), data, counts, other_split
+    )
+    text_bytes = 0
+    tokenize = WordTokenizer(tokenizer)
+    with RowWriter(_arrow(work, name), data.context_length, len(tokenizer)) as writer:
+        while batch := list(islice(stories, STORIES_PER_BATCH)):
+            text_bytes += sum(len(story.encode()) for story in batch)
+            see(batch)
+            writer.write(tokenize(batch))
+    if not counts.stories_kept:
+        raise no_stories_error(data.dataset, name, split)
+    if not writer.rows:
+        raise UserError(
+            f"dataset: {data.dataset} has {writer.tokens_in} tokens for {name}, fewer than one row"
+            f" of context_length {data.context_length}; give more text, shorter rows"
+            + (", or a larger validation_share" if name == "validation" else "")
+        )
+    kept = asdict(counts)
+    del kept["digests"]
+    return SplitManifest(
+        source=split.identity,
+        **kept,
+        bytes=text_bytes,
+        tokens_in=writer.tokens_in,
+        tokens_out=writer.rows * data.context_length,
+        tokens_dropped=len(writer.tail),
+        rows=writer.rows,
+        file_bytes=_arrow(work, name).stat().st_size,
+        tail=writer.tail.tolist(),
+    )

@@ -1,0 +1,128 @@
+"""The model card: `model_card.md` filled with the facts of a run directory, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from tinystories_hf.config.arguments import RunArguments
+from tinystories_hf.core.files import write_text
+from tinystories_hf.core.run_record import EVAL_RESULTS, SAMPLES_FILE, TRAIN_RESULTS, read_record
+from tinystories_hf.evaluation.report import report
+from tinystories_hf.evaluation.report.paper import GPT_NEO_VOCABULARY, paper_row
+from tinystories_hf.evaluation.results import read_results
+
+CARD_FILE = "README.md"
+PACKAGE = Path(__file__).resolve().parents[2]
+# The corpus whose defects have been counted: the first version, which the paper trained on.
+TINYSTORIES = "roneneldan/TinyStories"
+V1_FILES = ("TinyStories-train.txt", "TinyStories-valid.txt")
+METRIC_NAMES = {
+    "loss": "Loss, nats per token",
+    "perplexity": "Perplexity",
+    "bits_per_byte": "Bits per byte",
+}
+
+
+def template_path() -> Path:
+    """Return the card's template: at the top of a checkout, inside an installed package."""
+    checkout = PACKAGE.parent / "model_card.md"
+    return checkout if checkout.exists() else PACKAGE / "model_card.md"
+
+
+def render_card(
+    run_dir: Path, model_id: str | None = None, stated: Mapping[str, Any] | None = None
+) -> str:
+    """Return the model card of a finished run; `model_id` is the name by which it is loaded.
+
+    `stated` are a licence and languages in place of those of its record.
+
+    Raises:
+        UserError: `run.json` is missing or not a record of a run.
+        OSError: another file of the run directory is missing.
+        jinja2.UndefinedError: the run directory lacks a fact that the card states.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    template = environment.from_string(template_path().read_text(encoding="utf-8"))
+    return template.render(card_facts(run_dir, model_id or run_dir.as_posix(), stated or {}))
+
+
+def write_card(run_dir: Path, model_id: str | None = None) -> None:
+    """Render the card into the run directory."""
+    write_text(run_dir / CARD_FILE, render_card(run_dir, model_id))
+
+
+def card_facts(run_dir: Path, model_id: str, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Collect what the card states from the files of the run."""
+    record = asdict(read_record(run_dir))
+    configuration, dataset = record["configuration"], record["dataset"]
+    results = json.loads((run_dir / TRAIN_RESULTS).read_text(encoding="utf-8"))
+    evaluated = read_results(run_dir / EVAL_RESULTS)
+    evaluation = evaluated["loss"]["packed"]
+    last_samples = (run_dir / SAMPLES_FILE).read_text(encoding="utf-8").split("\n## Step ")[-1]
+    source, hub = dataset["train"]["source"], {**configuration.get("hub", {}), **stated}
+    is_tinystories, is_toy = source.get("hub") == TINYSTORIES, "toy" in source
+    prompts = configuration["training"]["sample_prompts"]
+    # The prompts that are there without a word of the user begin English stories.
+    of_the_text = is_tinystories or is_toy or prompts != default_prompts()
+    return {
+        **configuration,
+        # A licence is the author's to give; the language of somebody else's text is not known here.
+        "license": hub.get("license"),
+        "language": hub.get("language") or (["en"] if is_tinystories or is_toy else []),
+        "name": model_id.rpartition("/")[2],
+        "model_id": model_id,
+        "dataset": dataset,
+        "hub_dataset": source.get("hub"),
+        "is_tinystories": is_tinystories,
+        "is_tinystories_v1": is_tinystories and source.get("file", V1_FILES[0]) in V1_FILES,
+        "is_toy": is_toy,
+        "parameters": record["parameters"],
+        "prompts": prompts,
+        "widget": prompts if of_the_text else [],
+        "results": results,
+        "loss": evaluated["loss"],
+        "readings": report.readings(evaluated["loss"]),
+        "with_interval": report.with_interval,
+        "other_suites": report.other_suites(evaluated),
+        "metrics": [
+            {"type": key, "name": name, "value": evaluation[key]}
+            for key, name in METRIC_NAMES.items()
+            if math.isfinite(evaluation[key])
+        ],
+        "paper_loss": _paper_loss(configuration["model"]) if is_tinystories else None,
+        "samples": last_samples.partition("\n")[2].strip().split("\n\n"),
+        "session": record["sessions"][-1],
+        "resumed": len(record["sessions"]) > 1,
+        "energy_kwh": _energy_kwh(record["sessions"], results["training_seconds"]),
+    }
+
+
+def default_prompts() -> list[str]:
+    """Return the prompts of a run that names none."""
+    (declared,) = (one for one in fields(RunArguments) if one.name == "sample_prompts")
+    assert callable(declared.default_factory)
+    prompts: list[str] = declared.default_factory()
+    return prompts
+
+
+def _paper_loss(model: dict[str, Any]) -> float | None:
+    """Return the paper's loss for the same shape over the same tokens, None where it has none."""
+    if model["vocab_size"] != GPT_NEO_VOCABULARY:
+        return None
+    row = paper_row(model["hidden_size"], model["num_layers"])
+    return None if row is None else row.loss
+
+
+def _energy_kwh(sessions: list[dict[str, Any]], seconds: float) -> float | None:
+    """Return the most that the GPUs can have used: power limit x time, for a run of one session."""
+    watts = sessions[-1]["power_limit_watts"]
+    if watts is None or len(sessions) > 1:
+        return None
+    return float(watts * sessions[-1]["batch"]["num_processes"] * seconds / 3.6e6)

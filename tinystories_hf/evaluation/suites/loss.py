@@ -1,0 +1,265 @@
+"""The token-exact loss: every token of a split predicted once, the same for every batch size.
+
+The Trainer's own eval_loss is a training signal: it predicts 511 of the 512 tokens of a row, leaves
+the tail out, and averages over batches. What is published comes from here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch.nn import functional
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from tinystories_hf.core.device import full_precision
+from tinystories_hf.core.errors import UserError
+from tinystories_hf.evaluation.intervals import Interval, block_length, ratio_interval
+from tinystories_hf.evaluation.validation import (
+    PACKED,
+    PROTOCOLS,
+    Reading,
+    TokenizedStories,
+    Validation,
+    reading_protocol,
+    tokenize_stories,
+)
+from tinystories_hf.model.modeling import GPTNeoForCausalLM
+
+Losses = np.ndarray[Any, np.dtype[np.float64]]
+# Logits of a model that makes all of them at once stay below this; a row of 512 tokens and 50,257
+# columns takes 103 MB in fp32.
+LOGITS_BYTES = 2**28
+# A loss that is not measured yet; what a model gives may be NaN or infinite, but not this.
+_UNKNOWN = -math.inf
+
+
+@dataclass(frozen=True)
+class PositionLoss:
+    """The mean loss of the tokens whose place in their window lies in [first, end)."""
+
+    first: int
+    end: int
+    loss: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """The loss over stories by one protocol.
+
+    `loss` is in nats per token, the end of each story counted; `bits_per_byte` divides the same
+    sum by the UTF-8 bytes of the stories, so that it compares across tokenizers. Intervals are 95%,
+    by bootstrap over stories; of packed stories over blocks of neighbours.
+    """
+
+    protocol: str
+    loss: float
+    loss_interval: Interval | None
+    perplexity: float
+    bits_per_byte: float
+    bits_per_byte_interval: Interval | None
+    stories: int
+    tokens: int
+    bytes: int
+    by_position: list[PositionLoss]
+
+
+@dataclass(frozen=True)
+class SplitLoss:
+    """The loss over a whole split by both protocols, and over what is not in training.
+
+    `in_training` counts the stories that stand verbatim in training; `not_in_training` is the loss
+    of the others by both protocols, None where that is all or none of them. Both are None where
+    training is streamed.
+    """
+
+    packed: TokenLoss
+    by_story: TokenLoss
+    stories: int
+    in_training: int | None
+    not_in_training: dict[str, TokenLoss] | None
+
+
+def split_loss(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    validation: Validation,
+    *,
+    context_length: int,
+    batch_size: int,
+    scratch: Path | None = None,
+    quiet: bool = False,
+) -> SplitLoss:
+    """Measure the loss over a validation split.
+
+    In a distributed run every process takes its share and all return the same result. What has
+    been measured lies at `scratch` (a path without its ending, one for each model) until all is,
+    so that a measurement which was stopped goes on.
+
+    Raises:
+        UserError: the tokenizer has no end of text, or the stories hold no text.
+    """
+    stories = tokenize_stories(tokenizer, validation.texts)
+    if not stories.bytes.any():
+        raise UserError("dataset: the stories for validation are all empty; give others")
+    known = validation.in_training
+    everything = np.ones(len(validation.texts), dtype=bool)
+    fresh = everything if known is None else ~known
+    whole, rest = {}, {}
+    blocks = {PACKED: block_length(len(stories.starts), len(stories.ids), context_length)}
+    for protocol in PROTOCOLS:
+        read = reading_protocol(stories, protocol, context_length)
+        losses = score_tokens(
+            model, read, batch_size, f"loss, {protocol}", scratch=scratch, quiet=quiet
+        )
+        places = losses_by_position(read)
+        block = blocks.get(protocol, 1)
+        whole[protocol] = summarize_losses(stories, losses, places, protocol, everything, block)
+        if not fresh.all() and stories.bytes[fresh].any():
+            rest[protocol] = summarize_losses(stories, losses, places, protocol, fresh, block)
+    if scratch is not None:
+        for path in scratch.parent.glob(f"{scratch.name}-*-{_rank()}.npy"):
+            path.unlink()
+    return SplitLoss(
+        packed=whole["packed"],
+        by_story=whole["by_story"],
+        stories=len(fresh),
+        in_training=None if known is None else int(known.sum()),
+        not_in_training=rest or None,
+    )
+
+
+def score_tokens(
+    model: PreTrainedModel,
+    read: Reading,
+    batch_size: int,
+    what: str = "loss",
+    *,
+    scratch: Path | None = None,
+    quiet: bool = False,
+) -> Losses:
+    """Return the negative log-likelihood of every target in nats, (tokens,)."""
+    state = PartialState()
+    losses = _open_losses(read, batch_size, scratch)
+    lengths = read.windows[:, 1] - read.windows[:, 0]
+    order = np.argsort(-lengths, kind="stable")  # those of like length share a batch
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    training = model.training
+    model.eval()
+    hidden = True if quiet or not state.is_main_process else None  # None: shown on a terminal
+    own = batches[state.process_index :: state.num_processes]
+    tokens = [int((read.windows[batch, 1] - read.windows[batch, 2]).sum()) for batch in own]
+    with tqdm(total=sum(tokens), unit=" tokens", unit_scale=True, desc=what, disable=hidden) as bar:
+        for batch, count in zip(own, tokens, strict=True):
+            windows = read.windows[batch]
+            if (losses[windows[:, 2]] == _UNKNOWN).any():
+                found = _window_losses(model, read, windows)
+                for (begin, end, counted), row in zip(windows.tolist(), found, strict=True):
+                    losses[counted:end] = row[counted - begin : end - begin]
+            bar.update(count)
+    model.train(training)
+    mine: Losses = np.array(losses)
+    return mine if state.num_processes == 1 else np.max(gather_object([mine]), axis=0)
+
+
+def _open_losses(read: Reading, batch_size: int, scratch: Path | None) -> Losses:
+    """Return the losses known so far, (tokens,), UNKNOWN where there is none; kept at `scratch`."""
+    shape = (len(read.targets),)
+    if scratch is None:
+        return np.full(shape, _UNKNOWN)
+    parts = (read.inputs, read.targets, read.windows, np.array([batch_size]))
+    digest = hashlib.blake2b(b"".join(part.tobytes() for part in parts), digest_size=8).hexdigest()
+    path = scratch.with_name(f"{scratch.name}-{digest}-{_rank()}.npy")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".unfinished.npy")
+        np.save(aside, np.full(shape, _UNKNOWN))
+        aside.replace(path)
+    losses: Losses = np.load(path, mmap_mode="r+")
+    return losses
+
+
+def _rank() -> str:
+    state = PartialState()
+    return f"{state.process_index}of{state.num_processes}"
+
+
+@torch.inference_mode()
+@full_precision()
+def _window_losses(model: PreTrainedModel, read: Reading, windows: np.ndarray[Any, Any]) -> Losses:
+    """Return the losses of windows, (windows, longest); what stands beyond a window is not one.
+
+    Shorter windows are filled up behind their end, where a causal model does not look.
+    """
+    width = int((windows[:, 1] - windows[:, 0]).max())
+    inputs, targets = (torch.zeros(len(windows), width, dtype=torch.long) for _ in range(2))
+    for row, (begin, end, _) in enumerate(windows.tolist()):
+        inputs[row, : end - begin] = torch.from_numpy(read.inputs[begin:end])
+        targets[row, : end - begin] = torch.from_numpy(read.targets[begin:end])
+    inputs, targets = inputs.to(model.device), targets.to(model.device)
+    if isinstance(model, GPTNeoForCausalLM):
+        return model.token_losses(inputs, targets).double().cpu().numpy()
+    rows = max(1, LOGITS_BYTES // (4 * width * model.get_input_embeddings().weight.shape[0]))
+    found = []
+    for part in range(0, len(windows), rows):
+        logits = model(inputs[part : part + rows], use_cache=False).logits.float()
+        labels = targets[part : part + rows]
+        found.append(functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none"))
+    return torch.cat(found).double().cpu().numpy()
+
+
+def losses_by_position(read: Reading) -> np.ndarray[Any, Any]:
+    """Return at which place of its window each token is counted, (tokens,)."""
+    places = np.empty(len(read.targets), dtype=np.int64)
+    for begin, end, counted in read.windows.tolist():
+        places[counted:end] = np.arange(counted - begin, end - begin)
+    return places
+
+
+def summarize_losses(
+    stories: TokenizedStories,
+    losses: Losses,
+    places: np.ndarray[Any, Any],
+    protocol: str,
+    chosen: np.ndarray[Any, np.dtype[np.bool_]],
+    block: int = 1,
+) -> TokenLoss:
+    """Sum up the losses of the chosen stories, (stories,); `block` is as in `ratio_interval`."""
+    nats = np.add.reduceat(losses, stories.starts)[chosen]
+    tokens, text_bytes = stories.lengths[chosen], stories.bytes[chosen]
+    bits = nats / math.log(2)
+    counted = np.repeat(chosen, stories.lengths)
+    loss = nats.sum() / tokens.sum()
+    return TokenLoss(
+        protocol=PROTOCOLS[protocol],
+        loss=float(loss),
+        loss_interval=ratio_interval(nats, tokens, block),
+        perplexity=math.exp(loss) if loss < 700 else math.inf,
+        bits_per_byte=float(bits.sum() / text_bytes.sum()),
+        bits_per_byte_interval=ratio_interval(bits, text_bytes, block),
+        stories=len(nats),
+        tokens=int(tokens.sum()),
+        bytes=int(text_bytes.sum()),
+        by_position=_by_position(losses[counted], places[counted]),
+    )
+
+
+def _by_position(losses: Losses, places: np.ndarray[Any, Any]) -> list[PositionLoss]:
+    """Return the mean loss at place 0, 1, 2 to 3, 4 to 7 and so on."""
+    bins = np.ceil(np.log2(places + 1)).astype(np.int64)
+    sums, counts = np.bincount(bins, weights=losses), np.bincount(bins)
+    return [
+        PositionLoss(
+            0 if k == 0 else 2 ** (k - 1), 2**k, float(sums[k] / counts[k]), int(counts[k])
+        )
+        for k in np.flatnonzero(counts).tolist()
+    ]

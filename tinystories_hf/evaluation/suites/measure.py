@@ -1,0 +1,163 @@
+"""The suites: from a model and a text to one section of `eval_results.json` each."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tinystories_hf.config.arguments import DataArguments
+from tinystories_hf.core import environment
+from tinystories_hf.core.device import device_type
+from tinystories_hf.core.files import file_sha256
+from tinystories_hf.data import cleaning
+from tinystories_hf.data.corpus import open_corpus
+from tinystories_hf.data.manifest import PreparedData
+from tinystories_hf.evaluation.arguments import EvaluationArguments
+from tinystories_hf.evaluation.subject import EvaluatedModel
+from tinystories_hf.evaluation.suites.cloze import ITEMS, measure_cloze
+from tinystories_hf.evaluation.suites.judge import JudgeArguments, measure_judge
+from tinystories_hf.evaluation.suites.loss import split_loss
+from tinystories_hf.evaluation.suites.memorization import measure_memorization
+from tinystories_hf.evaluation.suites.stories import (
+    Prompts,
+    load_prompts,
+    measure_stories,
+    story_records,
+)
+from tinystories_hf.evaluation.suites.training_index import load_training_index
+from tinystories_hf.evaluation.validation import prepared_validation, read_validation
+
+Section = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SuiteTask:
+    """One model to be measured, and where its results go.
+
+    `prepared` holds the text where it is at hand, so that the end of a run needs neither the Hub
+    nor the files that it started from.
+    """
+
+    subject: EvaluatedModel
+    data: DataArguments
+    arguments: EvaluationArguments
+    folder: Path
+    prepared: PreparedData | None = None
+
+    def sources(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what decides the stories of training and validation."""
+        if self.prepared is not None:
+            manifest = self.prepared.manifest
+            return manifest.train.source, manifest.validation.source
+        corpus = open_corpus(self.data)
+        return corpus.train.identity, corpus.validation.identity
+
+
+def suite_settings(suite: str, task: SuiteTask) -> Section:
+    """Return what decides the numbers of a suite besides the model and the code."""
+    context = task.subject.context_length
+    if suite == "cloze":
+        return {"context_length": context, "items_sha256": file_sha256(ITEMS)}
+    training, validation = task.sources()
+    if task.data.streaming:  # validation stories are not looked up there
+        training = {**training, "streaming": True}
+    text = {"cleaning": cleaning.options(task.data), "training": training}
+    settings: Section = {"context_length": context, **text}
+    if suite == "loss":
+        return {**settings, "validation": validation}
+    settings["seed"] = task.arguments.seed
+    if suite in ("stories", "judge"):
+        settings["prompts_sha256"] = _prompts(task).sha256
+    if suite == "judge":
+        settings["judges"] = [environment.portable(name) for name in task.arguments.judge_model]
+        settings["base_url"] = task.arguments.judge_base_url
+    return settings
+
+
+def measure_suite(suite: str, task: SuiteTask, *, quiet: bool = False) -> Section:
+    """Measure one suite; the section says where its numbers came from."""
+    made = environment.describe_environment(device_type())
+    made["settings"] = suite_settings(suite, task)
+    makers: dict[str, Callable[[SuiteTask, bool], Section]] = {
+        "loss": _loss,
+        "cloze": _cloze,
+        "stories": _stories,
+        "memorization": _memorization,
+        "judge": _judge,
+    }
+    start = time.perf_counter()
+    section = makers[suite](task, quiet)
+    made["seconds"] = round(time.perf_counter() - start, 1)
+    return {"made": made, **section}
+
+
+def _loss(task: SuiteTask, quiet: bool) -> Section:
+    subject, prepared = task.subject, task.prepared
+    validation = read_validation(task.data) if prepared is None else prepared_validation(prepared)
+    found = split_loss(
+        subject.model,
+        subject.tokenizer,
+        validation,
+        context_length=subject.context_length,
+        batch_size=task.arguments.batch_size,
+        scratch=task.folder / f".losses-{subject.facts.weights_sha256[:16]}",
+        quiet=quiet,
+    )
+    dataset = {
+        "name": str(environment.portable(task.data.dataset)),
+        "source": validation.source,
+        "cleaning": validation.cleaning,
+    }
+    return {"dataset": dataset, **asdict(found)}
+
+
+def _cloze(task: SuiteTask, quiet: bool) -> Section:
+    subject = task.subject
+    return measure_cloze(
+        subject.model,
+        subject.tokenizer,
+        subject.context_length,
+        task.arguments.batch_size,
+        quiet=quiet,
+    )
+
+
+def _stories(task: SuiteTask, quiet: bool) -> Section:
+    index = load_training_index(task.data, quiet=quiet)
+    seed = task.arguments.seed
+    return measure_stories(task.subject, _prompts(task), index, task.folder, seed=seed, quiet=quiet)
+
+
+def _memorization(task: SuiteTask, quiet: bool) -> Section:
+    index = load_training_index(task.data, quiet=quiet)
+    return measure_memorization(
+        task.subject, task.data, index, task.folder, seed=task.arguments.seed, quiet=quiet
+    )
+
+
+def _judge(task: SuiteTask, quiet: bool) -> Section:
+    """Grade the stories of the stories suite, which are told now if they are not yet."""
+    arguments, prompts = task.arguments, _prompts(task)
+    told = story_records(task.subject, prompts, task.folder, seed=arguments.seed, quiet=quiet)
+    judge = JudgeArguments(
+        models=tuple(arguments.judge_model),
+        base_url=arguments.judge_base_url,
+        concurrency=arguments.judge_concurrency,
+        confirmed=arguments.judge_confirm,
+        price_in=arguments.judge_price_in,
+        price_out=arguments.judge_price_out,
+    )
+    return measure_judge(told.records, judge, task.folder, made_with=told.made_with, quiet=quiet)
+
+
+def _prompts(task: SuiteTask) -> Prompts:
+    return _load_prompts_once(task.data, task.arguments.prompts)
+
+
+@functools.cache
+def _load_prompts_once(data: DataArguments, path: str | None) -> Prompts:
+    return load_prompts(data, None if path is None else Path(path))

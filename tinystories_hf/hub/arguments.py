@@ -1,0 +1,90 @@
+"""The command line of scripts/push_to_hub.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinystories_hf.config.arguments import HubArguments
+from tinystories_hf.config.parsing import StrictParser
+from tinystories_hf.core.errors import UserError
+
+
+class PushRequest(NamedTuple):
+    """What scripts/push_to_hub.py is asked for."""
+
+    model: Path
+    revision: str
+    dry_run: bool
+    hub: HubArguments
+    stated: dict[str, Any]  # of the licence and languages of the card, those that are given
+
+
+class SpaceRequest(NamedTuple):
+    """What scripts/push_to_hub.py is asked for where a page is to become a Space."""
+
+    site: Path
+    space: str
+    private: bool
+    overwrite: bool
+    dry_run: bool
+
+
+def parse_push_arguments(
+    argv: Sequence[str] | None = None, *, description: str = ""
+) -> PushRequest | SpaceRequest:
+    """Read the command line of scripts/push_to_hub.py.
+
+    Raises:
+        UserError: an unknown flag, neither a run with its repository nor a page with its Space, or
+            both.
+    """
+    parser = StrictParser(description)
+    parser.add_argument("--model", metavar="DIR", help="run directory")
+    parser.add_argument("--repo", metavar="NAME", help="repository, such as me/tinystories-xs")
+    parser.add_argument("--revision", metavar="REV", help="branch to publish to [main]")
+    parser.add_argument("--license", metavar="NAME", help="for the card, such as mit")
+    parser.add_argument("--language", metavar="CODE", nargs="+", help="for the card, such as en")
+    parser.add_argument("--site", metavar="DIR", help="page of scripts/build_page.py, not a run")
+    parser.add_argument("--space", metavar="NAME", help="its Space, such as me/tinystories-demo")
+    parser.add_argument("--private", action="store_true", help="if the repository is created")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what else the repository holds"
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="show files and card, and change nothing"
+    )
+    flags = {name: setting.value for name, setting in parser.parse_layer(argv).items()}
+    if {"site", "space"} & set(flags):
+        return _space_request(flags)
+    if "model" not in flags or "repo" not in flags:
+        raise UserError("give --model and --repo, such as --model runs/xs --repo me/tinystories-xs")
+    stated: dict[str, Any] = {
+        name: flags[name] for name in ("license", "language") if name in flags
+    }
+    hub = HubArguments(
+        push_to_hub=True,
+        hub_model_id=flags["repo"],
+        hub_private_repo="private" in flags,
+        hub_overwrite="overwrite" in flags,
+        **stated,
+    )
+    revision = flags.get("revision", "main")
+    return PushRequest(Path(flags["model"]), revision, "dry_run" in flags, hub, stated)
+
+
+def _space_request(flags: dict[str, Any]) -> SpaceRequest:
+    if not {"site", "space"} <= set(flags):
+        raise UserError(
+            "give --site and --space together, such as --site site --space me/tinystories-demo"
+        )
+    names = ("model", "repo", "revision", "license", "language")
+    of_a_run = [f"--{name}" for name in names if name in flags]
+    if of_a_run:
+        raise UserError(
+            f"{', '.join(of_a_run)}: is for a run, --site and --space for a page; push one after"
+            " the other"
+        )
+    more = ("private" in flags, "overwrite" in flags, "dry_run" in flags)
+    return SpaceRequest(Path(flags["site"]), flags["space"], *more)

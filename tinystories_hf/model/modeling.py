@@ -1,0 +1,340 @@
+"""The model: GPT-Neo in the shape that the settings give, several times as fast as stock.
+
+`GPTNeoForCausalLM` is Transformers' class of that name with another way to the same numbers. Its
+weights, their names, its initialization and all that it saves are the stock model's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from torch.nn import functional
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    GPTNeoConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.gpt_neo import modeling_gpt_neo as stock
+
+from tinystories_hf.config.arguments import ModelArguments
+from tinystories_hf.core.files import check_readable
+from tinystories_hf.model.attention import ChosenAttention, GPTNeoAttention, take_word
+from tinystories_hf.model.attention_mask import block_mask
+from tinystories_hf.model.cross_entropy import (
+    causal_lm_loss,
+    is_hooked,
+    is_plain_linear,
+    token_losses,
+)
+
+# Transformers has renamed arguments before: ours are those of the installed version.
+MODEL_SIGNATURE = inspect.signature(stock.GPTNeoModel.forward)
+CAUSAL_LM_SIGNATURE = inspect.signature(stock.GPTNeoForCausalLM.forward)
+MODEL_ARGUMENTS = tuple(MODEL_SIGNATURE.parameters)[1:-1]
+CAUSAL_LM_ARGUMENTS = tuple(CAUSAL_LM_SIGNATURE.parameters)[1:-1]
+
+
+def _signed(signature: inspect.Signature, *more: str) -> Callable[[Any], Any]:
+    """Have a method show this signature, and `more` switches: Transformers asks what it takes."""
+    *named, rest = signature.parameters.values()
+    switches = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False) for name in more
+    ]
+
+    def sign(method: Any) -> Any:
+        method.__signature__ = signature.replace(parameters=[*named, *switches, rest])
+        return method
+
+    return sign
+
+
+def _by_name(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+class GPTNeoModel(ChosenAttention, stock.GPTNeoModel):
+    """The blocks of GPT-Neo."""
+
+    def __init__(self, config: GPTNeoConfig) -> None:
+        word = take_word(config)
+        super().__init__(config)
+        for block in self.h:
+            GPTNeoAttention.take_over(block.attn.attention, word)
+            if config.activation_function == "gelu_new":
+                # The same function in one operation instead of eight.
+                block.mlp.act = nn.GELU(approximate="tanh")
+
+    @_signed(MODEL_SIGNATURE)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what stock's model does, from the same arguments."""
+        given = _by_name(MODEL_ARGUMENTS, args, kwargs)
+        windows = {block.attn.attention.window for block in self.h}
+        given["attention_mask"] = block_mask(self, windows, **given)
+        return super().forward(**given)
+
+    def whole_rows(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return the last hidden states of rows without padding, (batch, length, hidden).
+
+        As `forward` does, without its search for paddings, packings and caches, which waits for
+        the device at every step.
+        """
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        hidden_states = self.drop(self.wte(input_ids) + self.wpe(positions))
+        for block in self.h:
+            hidden_states = block(hidden_states)[0]
+        last: torch.Tensor = self.ln_f(hidden_states)
+        return last
+
+
+class GPTNeoForCausalLM(ChosenAttention, stock.GPTNeoForCausalLM, GenerationMixin):
+    """GPT-Neo whose loss can be had without the logits of the batch."""
+
+    def __init__(self, config: GPTNeoConfig) -> None:
+        take_word(config)
+        stock.GPTNeoPreTrainedModel.__init__(self, config)
+        self.transformer = GPTNeoModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.compiled_rows: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self.post_init()
+
+    def compile_training(self) -> None:
+        """Compile the blocks for training steps, which all have one shape.
+
+        Evaluation and generation, whose shapes change, are not compiled again and again. Names of
+        weights stay what they are.
+        """
+        self.compiled_rows = torch.compile(self.transformer.whole_rows, dynamic=False)
+
+    @_signed(CAUSAL_LM_SIGNATURE, "skip_logits")
+    def forward(self, *args: Any, skip_logits: bool = False, **kwargs: Any) -> Any:
+        """Return what stock's model does, from the same arguments.
+
+        With `skip_logits`, return the loss without the logits, which are then never held for the
+        whole batch (unless this call itself is being compiled, or the head is no plain one), and
+        make no cache unless `use_cache` asks for one.
+
+        Raises:
+            ValueError: `skip_logits` without `labels`.
+        """
+        if not skip_logits:
+            return super().forward(*args, **kwargs)
+        given = _by_name(CAUSAL_LM_ARGUMENTS, args, kwargs)
+        given = {name: value for name, value in given.items() if value is not None}
+        if "labels" not in given:
+            raise ValueError("skip_logits leaves the loss alone, which needs labels")
+        return_dict = given.pop("return_dict", True)
+        given["use_cache"] = given.get("use_cache", False)
+        # A loss of another kind, or of some of the positions, is stock's affair. So is a compiled
+        # one: the chunks of ours would be unrolled, for each length anew.
+        is_usual = (
+            not torch.compiler.is_compiling()
+            and self.loss_function is ForCausalLMLoss
+            and "logits_to_keep" not in given
+            and "ignore_index" not in given
+        )
+        if is_usual and is_plain_linear(self.lm_head):
+            outputs = self._fused_loss(**given)
+        else:
+            found = super().forward(**given, return_dict=True)
+            outputs = CausalLMOutputWithPast(**{k: found[k] for k in found if k != "logits"})
+        return outputs if return_dict else outputs.to_tuple()
+
+    def _fused_loss(
+        self,
+        *,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        shift_labels: torch.Tensor | None = None,
+        **given: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return the loss by the head's weight, without calling the head."""
+        more: dict[str, Any] = {}
+        if self._is_whole_rows(given):
+            compiled = self.compiled_rows if self.training else None
+            hidden_states = (compiled or self.transformer.whole_rows)(given["input_ids"])
+        else:
+            more = dict(self.transformer(**given, return_dict=True))
+            hidden_states = more.pop("last_hidden_state")
+        loss = causal_lm_loss(
+            hidden_states, self.lm_head.weight, labels, num_items_in_batch, shift_labels
+        )
+        return CausalLMOutputWithPast(loss=loss, **more)
+
+    def _is_whole_rows(self, given: dict[str, Any]) -> bool:
+        return (
+            set(given) == {"input_ids", "use_cache"}
+            and not given["use_cache"]
+            and not self.config.output_attentions
+            and not self.config.output_hidden_states
+            and not is_hooked(self.transformer)
+        )
+
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save as stock does, also from the state of a sharded model.
+
+        That state names tied weights twice and they share no memory, by which stock finds them.
+        """
+        if state_dict is not None:
+            tied = self.all_tied_weights_keys
+            state_dict = {name: state_dict[name] for name in state_dict if name not in tied}
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+
+    @torch.inference_mode()
+    def token_losses(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each label in nats, in the model's own precision.
+
+        Both are (batch, length), without padding; `labels[:, i]` follows `input_ids[:, i]`.
+        """
+        if self._is_whole_rows({"input_ids": input_ids, "use_cache": False}):
+            states = self.transformer.whole_rows(input_ids)
+        else:
+            states = self.transformer(input_ids, use_cache=False, return_dict=True)[0]
+        if is_plain_linear(self.lm_head):
+            losses = token_losses(states.flatten(0, 1), self.lm_head.weight, labels.flatten())
+            return losses.view(labels.shape)
+        rows = zip(states, labels, strict=True)  # the logits of one row at a time
+        return torch.stack(
+            [
+                functional.cross_entropy(self.lm_head(row).float(), expected, reduction="none")
+                for row, expected in rows
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class ParameterReport:
+    """Where the parameters are; tied weights count once."""
+
+    total: int
+    token_embedding: int
+    position_embedding: int
+    blocks: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total:,} parameters = {self.token_embedding:,} token embedding (tied head)"
+            f" + {self.position_embedding:,} positions + {self.blocks:,} blocks and final norm"
+        )
+
+
+def build_config(model: ModelArguments, eos_token_id: int) -> GPTNeoConfig:
+    """Return the configuration of the model; one token begins, ends and pads a story."""
+    repeats = model.num_layers // len(model.attention_types)
+    return GPTNeoConfig(
+        vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
+        num_layers=model.num_layers,
+        num_heads=model.num_heads,
+        intermediate_size=model.intermediate_size,
+        max_position_embeddings=model.max_position_embeddings,
+        attention_types=[[model.attention_types, repeats]],
+        window_size=model.window_size,
+        activation_function=model.activation_function,
+        attention_dropout=model.attention_dropout,
+        embed_dropout=model.embed_dropout,
+        resid_dropout=model.resid_dropout,
+        layer_norm_epsilon=model.layer_norm_epsilon,
+        initializer_range=model.initializer_range,
+        bos_token_id=eos_token_id,
+        eos_token_id=eos_token_id,
+        pad_token_id=eos_token_id,
+    )
+
+
+def build_model(
+    model: ModelArguments, tokenizer: PreTrainedTokenizerFast, context_length: int
+) -> GPTNeoForCausalLM:
+    """Return a model with fresh weights in fp32, drawn from torch's global generator."""
+    config = build_config(model, tokenizer.eos_token_id)
+    config._attn_implementation = model.attn_implementation
+    built = GPTNeoForCausalLM(config)
+    built.generation_config = story_generation_config(tokenizer, context_length)
+    return built
+
+
+def load_model(name: str, revision: str | None = None) -> PreTrainedModel:
+    """Load a causal language model from a folder or the Hub; a GPT-Neo takes the fast path.
+
+    Weights are read from safetensors alone. Of a repository that has none, such as the published
+    TinyStories models, Transformers takes the conversion that the Hub's own bot proposes.
+
+    Raises:
+        OSError, ValueError: there is no such model, or its weights are pickled.
+        UserError: a file of it cannot be read.
+    """
+    check_readable(Path(name), "model")
+    config = AutoConfig.from_pretrained(name, revision=revision)
+    known = GPTNeoForCausalLM if config.model_type == "gpt_neo" else AutoModelForCausalLM
+    try:
+        return known.from_pretrained(name, revision=revision, use_safetensors=True)
+    except OSError as error:
+        if "safetensors" not in str(error):
+            raise
+        raise OSError(
+            f"{name} has no weights as safetensors, and pickled ones are not loaded; convert it at"
+            " https://huggingface.co/spaces/safetensors/convert, or load and save it once with"
+            " Transformers"
+        ) from error
+
+
+def unsharded_model(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model, or where it is sharded (FSDP2) a copy with all of its weights.
+
+    A sharded model computes nothing unless all processes do so together. They have to call this
+    together, too; the copy is each one's own.
+    """
+    is_sharded = isinstance(model, FSDPModule)
+    if not is_sharded:
+        return model
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    with torch.random.fork_rng(devices=[]):  # training goes on as if nothing had been drawn
+        copy = GPTNeoForCausalLM(model.config)
+    copy.to(model.device).load_state_dict(weights)
+    copy.generation_config = model.generation_config
+    return copy
+
+
+def story_generation_config(
+    tokenizer: PreTrainedTokenizerFast, context_length: int
+) -> GenerationConfig:
+    """Return how the model tells stories unless asked otherwise: sampled, to their own end.
+
+    Positions past the trained context are random (TinyStories-33M, discussion 12) or do not exist,
+    so the length stops there.
+    """
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        max_length=context_length,
+        do_sample=True,
+        temperature=1.0,
+    )
+
+
+def count_parameters(model: stock.GPTNeoForCausalLM) -> ParameterReport:
+    """Count the parameters of a GPT-Neo, each tensor once."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    tokens = model.transformer.wte.weight.numel()
+    positions = model.transformer.wpe.weight.numel()
+    return ParameterReport(total, tokens, positions, total - tokens - positions)

@@ -1,0 +1,4 @@
+"""A run from its first step to its finished directory.
+
+Use `train.train`.
+"""

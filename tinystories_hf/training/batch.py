@@ -1,0 +1,58 @@
+"""One optimizer step: the batch is stated once, and how it is made is derived."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tinystories_hf.core.errors import UserError
+
+if TYPE_CHECKING:
+    from tinystories_hf.config.arguments import RunArguments
+from tinystories_hf.config.arguments import MAX_AUTO_BATCH
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one optimizer step is made: global = per device x processes x accumulation."""
+
+    global_batch_size: int
+    num_processes: int
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.global_batch_size} sequences per step"
+            f" = {self.per_device_train_batch_size} per device"
+            f" x {self.num_processes} process{'es' if self.num_processes > 1 else ''}"
+            f" x {self.gradient_accumulation_steps} accumulation"
+            f" step{'s' if self.gradient_accumulation_steps > 1 else ''}"
+        )
+
+
+def plan_batch(training: RunArguments, num_processes: int) -> BatchPlan:
+    """Derive the micro-batch and the accumulation from the global batch.
+
+    Raises:
+        UserError: the processes, or the per-device batch, do not divide `global_batch_size`.
+    """
+    total = training.global_batch_size
+    share, rest = divmod(total, num_processes)
+    if rest or not share:
+        raise UserError(
+            f"global_batch_size {total} is not divisible by {num_processes} processes; use"
+            f" {max(share, 1) * num_processes} or {(share + 1) * num_processes}, or other processes"
+        )
+    divisors = [size for size in range(1, share + 1) if share % size == 0]
+    per_device = training.per_device_train_batch_size
+    if per_device is None:
+        per_device = max(size for size in divisors if size <= MAX_AUTO_BATCH)
+    if per_device not in divisors:
+        fitting = ", ".join(map(str, divisors))
+        raise UserError(
+            f"global_batch_size {total} over {num_processes} process(es) leaves {share} sequences"
+            f" each, not divisible by per_device_train_batch_size {per_device};"
+            f" use one of {fitting}"
+        )
+    return BatchPlan(total, num_processes, per_device, share // per_device)

@@ -1,0 +1,146 @@
+"""What a run shows while it trains: lines a person can read, and the same prompts told again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
+from transformers import TrainingArguments as TrainerArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from tinystories_hf.config.arguments import GenerationArguments
+from tinystories_hf.core.files import write_text
+from tinystories_hf.core.run_record import SAMPLES_FILE
+from tinystories_hf.generation.generate import Story, generate
+from tinystories_hf.hub import publish
+from tinystories_hf.hub.repository import Repository
+from tinystories_hf.model.modeling import unsharded_model
+
+HEADING = "# Samples\n\nThe same prompts and the same seed at each evaluation, temperature 1.\n"
+
+
+class EvaluateAtTheEnd(TrainerCallback):
+    """Evaluate after the last step too, whatever eval_steps says."""
+
+    def on_step_end(
+        self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Ask for an evaluation when the last step is done."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+
+class StorySamples(TrainerCallback):
+    """Tell the sample prompts to their end at each evaluation, into `samples.md`.
+
+    Draws from a generator of its own: training goes on as if nothing had been told.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, prompts: list[str], seed: int) -> None:
+        self.tokenizer = tokenizer
+        self.prompts = prompts
+        self.settings = GenerationArguments(seed=seed)
+        self.latest: list[Story] = []
+
+    def on_train_begin(
+        self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Begin the file, or drop from it what a resumed run will tell again."""
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / SAMPLES_FILE
+            kept = _sections_until(path, state.global_step) if state.global_step else ""
+            write_text(path, kept or HEADING)
+
+    def on_evaluate(
+        self,
+        args: TrainerArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel,
+        **_: Any,
+    ) -> None:
+        """Tell the stories and append them."""
+        model = unsharded_model(model)
+        if not state.is_world_process_zero:
+            return
+        self.latest = generate(model, self.tokenizer, self.prompts, self.settings)
+        told = [_quoted(story) for story in self.latest]
+        path = Path(str(args.output_dir)) / SAMPLES_FILE
+        # What a session told that was killed after it had made up for an evaluation goes.
+        before = _sections_until(path, state.global_step - 1) or HEADING
+        write_text(path, before + "\n".join([f"\n## Step {state.global_step}\n", *told]))
+
+
+def _quoted(story: Story) -> str:
+    text = f"**{story.prompt}**{story.completion}" + ("" if story.ended else " […]")
+    return "".join(f"> {line}\n" if line else ">\n" for line in text.splitlines())
+
+
+def _sections_until(path: Path, step: int) -> str:
+    if not path.exists():
+        return ""
+    head, *sections = re.split(r"(?m)^(?=## Step \d+$)", path.read_text(encoding="utf-8"))
+    kept = [part for part in sections if int(part.split("\n", 1)[0].split()[-1]) <= step]
+    return "".join([head, *kept]).rstrip("\n") + "\n"
+
+
+class PublishCheckpoints(TrainerCallback):
+    """Publish each checkpoint as a branch when it has been saved; given to one process alone."""
+
+    def __init__(
+        self,
+        destination: Repository,
+        clock_stopped: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self.destination = destination
+        self.clock_stopped = clock_stopped
+
+    def on_save(
+        self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Publish the newest checkpoint, and what could not be published before."""
+        run_dir, step = Path(str(args.output_dir)), state.global_step
+        checkpoint = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        with self.clock_stopped():
+            publish.publish_checkpoint(checkpoint, run_dir, self.destination, step)
+
+
+class ConsoleLog(TrainerCallback):
+    """Print one readable line per log, on one process only."""
+
+    def on_log(
+        self,
+        args: TrainerArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **_: Any,
+    ) -> None:
+        """Print the numbers that are in this log."""
+        if not state.is_world_process_zero:
+            return
+        parts = [f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"]
+        if "loss" in logs:
+            parts += [f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.2e}"]
+        if "eval_loss" in logs:
+            parts.append(f"validation loss {logs['eval_loss']:.4f}")
+        if "tokens_seen" in logs:
+            parts.append(f"{logs['tokens_seen'] / 1e6:,.1f}M tokens")
+        if "tokens_per_second" in logs:
+            left = state.max_steps - state.global_step
+            seconds = left * logs["seconds_per_step"]
+            parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+            parts.append(f"{timedelta(seconds=round(seconds))} left")
+        if len(parts) > 1:
+            print("  ".join(parts), flush=True)

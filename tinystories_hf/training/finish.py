@@ -1,0 +1,136 @@
+"""The end of a run: the model in its folder, its loss over every token, its card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from tinystories_hf.config.command_line import Arguments
+from tinystories_hf.core import environment, run_record
+from tinystories_hf.core.console import script_command
+from tinystories_hf.core.files import reporting_full_disk, sync, sync_tree, write_json
+from tinystories_hf.data.manifest import PreparedData
+from tinystories_hf.data.streaming import StreamedRows
+from tinystories_hf.evaluation.arguments import EvaluationArguments
+from tinystories_hf.evaluation.report.card import write_card
+from tinystories_hf.evaluation.report.plots import plot_loss
+from tinystories_hf.evaluation.results import Results, new_results, read_results, write_results
+from tinystories_hf.evaluation.subject import describe_evaluated_model
+from tinystories_hf.evaluation.suites.measure import SuiteTask, measure_suite
+from tinystories_hf.generation.generate import Story
+from tinystories_hf.hub.repository import Repository
+from tinystories_hf.model.modeling import unsharded_model
+from tinystories_hf.training import checkpoints
+from tinystories_hf.training.trainer import StoryTrainer
+
+LOSS_PLOT = "loss.png"
+
+
+def finish_run(
+    arguments: Arguments,
+    trainer: StoryTrainer,
+    prepared: PreparedData,
+    record: run_record.RunRecord,
+    destination: Repository | None,
+) -> dict[str, float]:
+    """Save the model, measure its final loss and complete the run directory.
+
+    Each file appears by one rename, and `run.json` says last that the run is finished: a run that
+    is stopped meanwhile is finished by the next start.
+    """
+    run_dir = Path(arguments.training.output_dir)
+    with reporting_full_disk(run_dir, "finishing the run"):
+        save_model(trainer, run_dir)
+        evaluated = evaluate_run(arguments, trainer, prepared, record)
+        results = training_results(trainer)
+        if trainer.is_world_process_zero():
+            write_json(run_dir / run_record.TRAIN_RESULTS, results)
+            write_results(run_dir, evaluated)
+            plot_loss(trainer.state.log_history, run_dir / LOSS_PLOT, run_dir.name)
+            write_card(run_dir, destination.repo_id if destination else None)
+            record.end(run_dir, "finished")
+            print_ending(arguments, trainer.samples.latest, evaluated["loss"]["packed"])
+    return _metrics(results, evaluated)
+
+
+def finished_metrics(run_dir: Path) -> dict[str, float]:
+    """Return what `finish_run` returned when the run was finished."""
+    results = json.loads((run_dir / run_record.TRAIN_RESULTS).read_text(encoding="utf-8"))
+    return _metrics(results, read_results(run_dir / run_record.EVAL_RESULTS))
+
+
+def _metrics(results: dict[str, float], evaluated: Results) -> dict[str, float]:
+    loss = evaluated["loss"]["packed"]
+    return {**results, "validation_loss": loss["loss"], "bits_per_byte": loss["bits_per_byte"]}
+
+
+def save_model(trainer: StoryTrainer, run_dir: Path) -> None:
+    """Put the model and the tokenizer into the run directory; an older one stays until then."""
+    aside = run_dir / checkpoints.ASIDE
+    trainer.save_model(str(aside))
+    if trainer.is_world_process_zero():
+        # A pickle of the Trainer's settings, which nothing needs and nobody should load.
+        (aside / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        sync_tree(aside)
+        for path in aside.iterdir():
+            path.replace(run_dir / path.name)
+        sync(run_dir)
+        shutil.rmtree(aside)
+
+
+def evaluate_run(
+    arguments: Arguments,
+    trainer: StoryTrainer,
+    prepared: PreparedData,
+    record: run_record.RunRecord,
+) -> Results:
+    """Measure the loss as scripts/evaluate.py does, each process its share."""
+    run_dir = arguments.training.output_dir
+    subject = describe_evaluated_model(
+        # What is published is fp32: without the autocast that accelerate has put into the model.
+        unsharded_model(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)),
+        prepared.tokenizer,
+        name=str(environment.portable(run_dir)),
+        context_length=arguments.data.context_length,
+        run_id=record.run_id,
+    )
+    evaluation = EvaluationArguments(
+        model=[run_dir], batch_size=arguments.training.per_device_eval_batch_size
+    )
+    task = SuiteTask(subject, arguments.data, evaluation, Path(run_dir), prepared)
+    loss = measure_suite("loss", task, quiet=not trainer.is_world_process_zero())
+    return {**new_results(subject.facts), "loss": loss}
+
+
+def training_results(trainer: StoryTrainer) -> dict[str, float]:
+    """Return the totals of the run; the seconds of all its sessions, evaluations included.
+
+    Of a session that was killed, what came after its last checkpoint is not counted.
+    """
+    steps = trainer.state.global_step
+    # For the Trainer a stream is one epoch, however long it is.
+    streamed = isinstance(trainer.train_dataset, StreamedRows)
+    return {
+        "steps": steps,
+        **({} if streamed else {"epochs": trainer.state.epoch}),
+        "tokens_seen": steps * trainer.tokens_per_step,
+        "training_seconds": trainer.trained_seconds,
+    }
+
+
+def print_ending(arguments: Arguments, samples: list[Story], loss: dict[str, Any]) -> None:
+    """Print the last samples, the final loss and the line to run next."""
+    for story in samples:
+        print(f"\n{story}")
+    print(
+        f"\nvalidation  {loss['loss']:.4f} nats per token, {loss['bits_per_byte']:.4f} bits per"
+        f" byte, all {loss['tokens']:,} tokens"
+    )
+    run_dir, prompts = arguments.training.output_dir, arguments.training.sample_prompts
+    words = ["--model", run_dir, "--prompt", *(prompts[:1] or ["Once upon a time"])]
+    print(f"saved       {run_dir}; more stories with")
+    print(f"  {script_command('generate.py', *words)}", flush=True)

@@ -1,0 +1,261 @@
+"""Training on one screen: rows in, a run directory out that stock Transformers loads."""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from transformers import TrainingArguments as TrainerArguments
+from transformers import set_seed
+
+from tinystories_hf.config.arguments import RunArguments
+from tinystories_hf.config.command_line import Arguments
+from tinystories_hf.core import run_record
+from tinystories_hf.core.device import (
+    restoring_precision,
+    sharing_cores,
+    should_compile,
+)
+from tinystories_hf.core.errors import HOW_TO_RESUME, RunError, Stopped, UserError, after_work_began
+from tinystories_hf.core.launcher import check_launch
+from tinystories_hf.core.processes import reporting_lost_process
+from tinystories_hf.core.progress import without_progress_bars
+from tinystories_hf.data.manifest import PreparedData
+from tinystories_hf.data.packing import PackedRows
+from tinystories_hf.data.prepare import prepare
+from tinystories_hf.data.streaming import StreamedRows
+from tinystories_hf.generation.generate import encode_prompts
+from tinystories_hf.hub import publish
+from tinystories_hf.hub.repository import Repository
+from tinystories_hf.model.modeling import GPTNeoForCausalLM, build_model, count_parameters
+from tinystories_hf.model.positions import context_length
+from tinystories_hf.training import checkpoints
+from tinystories_hf.training.batch import BatchPlan, plan_batch
+from tinystories_hf.training.callbacks import PublishCheckpoints, StorySamples
+from tinystories_hf.training.checkpoints import StartPoint
+from tinystories_hf.training.failures import reporting_crashed_worker, reporting_out_of_memory
+from tinystories_hf.training.finish import finish_run, finished_metrics
+from tinystories_hf.training.resume import (
+    check_same_run,
+    weight_settings,
+    where_to_start,
+)
+from tinystories_hf.training.run_directory import check_shared, is_finished, lock_run_directory
+from tinystories_hf.training.session import describe_run
+from tinystories_hf.training.signals import StopRequest
+from tinystories_hf.training.trackers import start_trackers
+from tinystories_hf.training.trainer import StoryTrainer, collate_rows
+from tinystories_hf.training.trainer_arguments import build_trainer_arguments
+
+
+@without_progress_bars()
+@sharing_cores()
+@restoring_precision()
+@reporting_lost_process()
+def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, float]:
+    """Train a model as the settings say and return the final metrics.
+
+    Raises:
+        UserError: before any work, where the settings, the data or the run directory forbid it.
+        RunError: the run cannot go on; what was saved is whole.
+        Stopped: a signal asked for it; what was done is saved.
+    """
+    check_launch()
+    plan = plan_batch(arguments.training, int(os.environ.get("WORLD_SIZE", "1")))
+    trainer_arguments = build_trainer_arguments(arguments.training, plan)
+    run_dir = Path(arguments.training.output_dir)
+    with lock_run_directory(run_dir) if trainer_arguments.process_index == 0 else nullcontext():
+        start = agree_on_start(arguments.training, trainer_arguments)
+        destination = check_publishing(arguments, start)
+        with trainer_arguments.main_process_first(local=True, desc="preparing rows"):
+            quiet = trainer_arguments.process_index > 0
+            prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=quiet)
+        rows = training_rows(arguments, prepared)
+        check_enough_rows(rows, plan)
+        set_seed(arguments.training.seed)
+        model = build_model(arguments.model, prepared.tokenizer, arguments.data.context_length)
+        if should_compile(arguments.training.torch_compile):
+            model.compile_training()
+        trainer = build_trainer(arguments, plan, trainer_arguments, prepared, rows, model, stop)
+        if start.checkpoint is not None:
+            check_same_run(start.checkpoint, trainer.trajectory)
+        if is_finished(run_dir, start, trainer.steps):
+            metrics = finished_metrics(run_dir)
+            if trainer.is_world_process_zero():
+                print(f"run         {run_dir} is finished; nothing is left to train")
+        else:
+            metrics = train_and_finish(arguments, trainer, prepared, start, destination)
+        # A process group that is left to the interpreter's exit now and then aborts there (gloo).
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()
+        # Alone, with no process waiting: an upload may take longer than they would wait.
+        if destination and trainer_arguments.process_index == 0:
+            print(f"published   {publish.publish(run_dir, destination)}")
+    return metrics
+
+
+def train_and_finish(
+    arguments: Arguments,
+    trainer: StoryTrainer,
+    prepared: PreparedData,
+    start: StartPoint,
+    destination: Repository | None,
+) -> dict[str, float]:
+    """Train what is left and complete the run directory; whatever happens, say how it ended."""
+    run_dir, first = Path(arguments.training.output_dir), trainer.is_world_process_zero()
+    if first:
+        kept = checkpoints_kept(trainer.args, trainer.steps)
+        checkpoints.check_disk_for_checkpoints(run_dir, count_parameters(trainer.model).total, kept)
+    if destination and arguments.hub.hub_strategy == "checkpoint-revisions":
+        trainer.add_callback(PublishCheckpoints(destination, trainer.clock_stopped))
+    start_trackers(trainer)
+    record = describe_run(arguments, trainer, prepared, start)
+    try:
+        with after_work_began():
+            train_steps(trainer, start, arguments.data.context_length)
+            metrics = finish_run(arguments, trainer, prepared, record, destination)
+    except (Stopped, RunError) as end:
+        if first:
+            with suppress(OSError):  # where the disk is full, that is what has to be said
+                record.end(run_dir, "stopped" if isinstance(end, Stopped) else "failed")
+        raise
+    return metrics
+
+
+def train_steps(trainer: StoryTrainer, start: StartPoint, context_length: int) -> None:
+    """Train from where the run stands to its last step.
+
+    Raises:
+        RunError: memory is not enough, the disk is full, or the loss is no number.
+        Stopped: a signal asked for it; the last step is saved.
+    """
+    checkpoint = start.checkpoint
+    if checkpoint is not None and checkpoint.seal.step >= trainer.steps:
+        trainer.restore_end(checkpoint)  # it was stopped between its last step and its last file
+        return
+    if checkpoint is not None:
+        trainer.read_progress(checkpoint)
+    try:
+        with reporting_crashed_worker(), reporting_out_of_memory(trainer.plan, context_length):
+            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+    finally:
+        trainer.stop.deferred = False
+    if trainer.stopping or trainer.stop.signal is not None:
+        by = f"by {trainer.stop.signal} " if trainer.stop.signal else ""
+        raise Stopped(
+            f"{by}after step {trainer.state.global_step:,}, saved as {trainer.last_checkpoint};"
+            f" {HOW_TO_RESUME}"
+        )
+
+
+def agree_on_start(training: RunArguments, trainer_arguments: TrainerArguments) -> StartPoint:
+    """Return where the run begins: the first process looks, and all take what it found.
+
+    Raises:
+        UserError: as `where_to_start`.
+    """
+    found: list[Any] = [where_to_start(training) if trainer_arguments.process_index == 0 else None]
+    if trainer_arguments.world_size > 1:
+        broadcast_object_list(found)
+        check_shared(Path(training.output_dir))
+    start: StartPoint = found[0]
+    return start
+
+
+def check_publishing(arguments: Arguments, start: StartPoint) -> Repository | None:
+    """Return where the run will be published; the first process finds out whether it may be.
+
+    Raises:
+        UserError: as `hub.check_destination`.
+    """
+    if not arguments.hub.push_to_hub or os.environ.get("RANK", "0") != "0":
+        return None
+    run_dir = Path(arguments.training.output_dir)
+    known = start.checkpoint is not None and (run_dir / run_record.RUN_RECORD).exists()
+    run_id = run_record.read_record(run_dir).run_id if known else None
+    return publish.check_repository(arguments.hub, run_dir, run_id)
+
+
+def count_steps(training: RunArguments, plan: BatchPlan, prepared: PreparedData) -> int:
+    """Return the optimizer steps of the whole run."""
+    if training.max_steps > 0:
+        return training.max_steps
+    steps_per_epoch = len(prepared.rows("train")) // plan.global_batch_size
+    return math.ceil(training.num_train_epochs * steps_per_epoch)
+
+
+def checkpoints_kept(trainer_arguments: TrainerArguments, steps: int) -> int:
+    """Return how many checkpoints the run directory holds in the end."""
+    every = trainer_arguments.save_steps
+    saved: int = math.ceil(steps / (every if every >= 1 else math.ceil(steps * every)))
+    limit: int | None = trainer_arguments.save_total_limit
+    return saved if limit is None else min(saved, limit)
+
+
+def training_rows(arguments: Arguments, prepared: PreparedData) -> StreamedRows | PackedRows:
+    """Return the rows that are trained on, streamed or as they lie prepared."""
+    if prepared.stream is None:
+        return PackedRows(prepared.rows("train"))
+    training = arguments.training
+    seed = training.seed if training.data_seed is None else training.data_seed
+    return StreamedRows(prepared.stream, arguments.data, prepared.tokenizer, seed)
+
+
+def check_enough_rows(rows: StreamedRows | PackedRows, plan: BatchPlan) -> None:
+    """Raise a `UserError` unless the training rows fill one step.
+
+    Of a stream, which begins anew after its last row, one row is enough; one process looks.
+    """
+    if isinstance(rows, StreamedRows):
+        if os.environ.get("RANK", "0") == "0":
+            rows.require_a_row()
+    elif len(rows) < plan.global_batch_size:
+        raise UserError(
+            f"global_batch_size {plan.global_batch_size} is more than the {len(rows)} training"
+            " rows; lower it or give more text"
+        )
+
+
+def build_trainer(
+    arguments: Arguments,
+    plan: BatchPlan,
+    trainer_arguments: TrainerArguments,
+    prepared: PreparedData,
+    rows: StreamedRows | PackedRows,
+    model: GPTNeoForCausalLM,
+    stop: StopRequest | None = None,
+) -> StoryTrainer:
+    """Put model, rows and callbacks together."""
+    training = arguments.training
+    validation = prepared.validation
+    if training.max_eval_rows is not None:
+        validation = validation.select(range(min(training.max_eval_rows, len(validation))))
+    encode_prompts(prepared.tokenizer, training.sample_prompts, context_length(model))
+    steps = count_steps(training, plan, prepared)
+    trajectory = weight_settings(
+        arguments,
+        plan,
+        prepared.manifest,
+        mixed_precision=trainer_arguments.mixed_precision,
+        compiled=should_compile(training.torch_compile),
+        warmup_steps=trainer_arguments.get_warmup_steps(steps),
+        max_steps=steps,
+    )
+    return StoryTrainer(
+        plan=plan,
+        steps=steps,
+        context_length=arguments.data.context_length,
+        trajectory=trajectory,
+        stop=stop or StopRequest(),
+        samples=StorySamples(prepared.tokenizer, training.sample_prompts, training.seed),
+        model=model,
+        args=trainer_arguments,
+        train_dataset=rows,
+        eval_dataset=PackedRows(validation),
+        data_collator=collate_rows,
+        processing_class=prepared.tokenizer,
+    )
