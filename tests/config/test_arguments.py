@@ -15,7 +15,7 @@ def parse(config: Path, *flags: str) -> Arguments:
     return parse_arguments(["--config", str(config), *flags])
 
 
-def test_no_arguments_mean_the_xs_model() -> None:
+def test_without_arguments_the_xs_model_is_configured() -> None:
     assert parse_arguments([]).model.hidden_size == 64
     assert parse_arguments([]).training.output_dir == "runs/xs"
 
@@ -32,7 +32,7 @@ def test_a_dataset_on_the_command_line_drops_the_revision_of_the_yaml() -> None:
     assert data.tokenizer_vocab_sha256 is None
 
 
-def test_licence_and_language_of_the_yaml_are_those_of_its_dataset() -> None:
+def test_another_dataset_drops_the_license_and_language_of_the_yaml() -> None:
     assert (parse_arguments([]).hub.license, parse_arguments([]).hub.language) == ("mit", ["en"])
     hub = parse_arguments(["--dataset", "contes.txt"]).hub
     assert (hub.license, hub.language) == (None, [])
@@ -48,18 +48,18 @@ def test_licence_and_language_of_the_yaml_are_those_of_its_dataset() -> None:
         (("--language", "en", ""), "license and language must not be empty"),
         (("--hidden_size", "30"), "hidden_size 30 is not divisible by num_heads 4"),
         (("--num_layers", "3"), "num_layers 3 is not a multiple"),
-        (("--attention_types", "sparse"), "attention_types must list"),
+        (("--attention_types", "sparse"), "attention_types may only contain"),
         (("--context_length", "65"), "context_length 65 is longer than max_position_embeddings 64"),
-        (("--attention_dropout", "1"), r"attention_dropout must lie in \[0, 1\)"),
+        (("--attention_dropout", "1"), r"attention_dropout must be in \[0, 1\)"),
         (("--vocab_size", "0"), "vocab_size must be positive"),
         (("--context_length", "1"), "context_length must be at least 2"),
-        (("--validation_share", "1"), "validation_share must lie between"),
+        (("--validation_share", "1"), "validation_share must be between"),
         (("--toy_stories", "-4"), "toy_stories must be positive"),
         (("--seed", "4294967296"), r"seed must be below 2\^32"),
         (("--learning_rate", "0"), "learning_rate must be positive"),
         (("--learning_rate", "quick"), "--learning_rate: expected a number, got 'quick'"),
         (("--max_steps", "0"), "max_steps must be positive, or -1"),
-        (("--eval_steps", "2.5"), "eval_steps above 1 counts steps"),
+        (("--eval_steps", "2.5"), "eval_steps above 1 is a number of steps"),
         (("--weight_decay", "-0.1"), "weight_decay must not be negative"),
         (("--lr_scheduler_type", "zigzag"), "expected linear, cosine"),
         (("--bf16", "maybe"), "--bf16: expected true or false or auto"),
@@ -68,7 +68,7 @@ def test_licence_and_language_of_the_yaml_are_those_of_its_dataset() -> None:
         (("--vocab_size",), "--vocab_size"),
     ],
 )
-def test_impossible_settings_are_errors_that_name_the_key(
+def test_an_invalid_setting_raises_an_error_that_names_it(
     tiny_config: Path, flags: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -101,17 +101,19 @@ def test_generation_needs_a_model_and_a_prompt() -> None:
         ("--temperature", "0", "--num_return_sequences", "2"),
     ],
 )
-def test_impossible_generation_settings_are_errors(flags: tuple[str, ...]) -> None:
+def test_an_invalid_generation_setting_raises_an_error_that_names_it(
+    flags: tuple[str, ...],
+) -> None:
     with pytest.raises(UserError, match=flags[0].strip("-")):
         parse_generation_arguments(["--model", "m", "--prompt", "a", *flags])
 
 
-def test_an_attention_that_is_wrong_for_gpt_neo_is_refused_with_the_reason(
+def test_an_attention_implementation_that_is_wrong_for_gpt_neo_is_rejected_with_the_reason(
     tiny_arguments: Callable[..., Arguments],
 ) -> None:
     assert tiny_arguments().model.attn_implementation == "sdpa"
     assert tiny_arguments("--attn_implementation", "eager").model.attn_implementation == "eager"
-    with pytest.raises(UserError, match=r"must be sdpa or eager.*drops the window of the local"):
+    with pytest.raises(UserError, match=r"must be sdpa or eager.*ignores the window of the local"):
         tiny_arguments("--attn_implementation", "flash_attention_2")
     with pytest.raises(UserError, match=r"must be sdpa or eager, got flex$"):
         tiny_arguments("--attn_implementation", "flex")

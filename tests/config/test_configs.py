@@ -1,4 +1,4 @@
-"""Every YAML that is shipped is parsed, and its model built."""
+"""All configurations in configs/ can be parsed, and their models built."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_shipped_configuration_builds_a_model_of_the_stated_size(path: Path) -
     plan_batch(arguments.training, 1)
 
 
-def test_xs_is_what_the_client_asked_for() -> None:
+def test_xs_follows_the_specification() -> None:
     model, data, training, _ = parse_arguments([])
     assert (model.num_layers, model.hidden_size, model.num_heads) == (8, 64, 16)
     assert (data.context_length, model.vocab_size, training.learning_rate) == (512, 50257, 5e-4)
@@ -45,7 +45,7 @@ def test_xs_is_what_the_client_asked_for() -> None:
     assert data.tokenizer == "EleutherAI/gpt-neo-125m"
 
 
-def test_the_paper_recipe_differs_where_the_paper_does() -> None:
+def test_the_paper_configuration_follows_the_paper() -> None:
     model, _, training, _ = parse_arguments(["--config", str(ROOT / "configs" / "xs-paper.yaml")])
     assert (training.global_batch_size, training.num_train_epochs) == (1280, 20)
     assert (training.lr_scheduler_type, training.weight_decay) == ("constant", 0.1)
@@ -54,19 +54,21 @@ def test_the_paper_recipe_differs_where_the_paper_does() -> None:
 
 
 @pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)
-def test_accelerate_reads_a_shipped_launch_configuration(path: Path) -> None:
+def test_accelerate_reads_each_launch_configuration(path: Path) -> None:
     loaded = load_config_from_file(str(path))
     assert loaded.num_processes >= 1
     plan_batch(parse_arguments([]).training, loaded.num_processes)
 
 
-def test_all_five_launch_configurations_are_there() -> None:
+def test_there_are_five_launch_configurations() -> None:
     names = [path.stem for path in LAUNCHERS]
     assert names == ["cpu", "fsdp", "multi_gpu", "multi_node", "one_gpu"]
 
 
-def test_the_sharded_launch_says_what_it_means(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A key that accelerate does not know is passed over without a word.
+def test_accelerate_understands_every_key_of_the_fsdp_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # accelerate silently ignores unknown keys.
     file = ROOT / "configs" / "accelerate" / "fsdp.yaml"
     asked = launch_command_parser().parse_args(["--config_file", str(file), "scripts/train.py"])
     arguments, _, _ = _validate_launch_command(asked)

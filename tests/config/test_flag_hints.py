@@ -1,4 +1,4 @@
-"""What is said of names that are no settings here."""
+"""Hints for unknown settings and flags."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tinystories_hf.config.arguments import GenerationArguments
 from tinystories_hf.config.command_line import GROUPS, Arguments, parse_arguments
-from tinystories_hf.config.flag_hints import _ROWS, _SETTING, suggest_flag
+from tinystories_hf.config.flag_hints import _HINTS, _SETTING, suggest_flag
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.evaluation.arguments import EvaluationArguments, parse_evaluation_arguments
-from tinystories_hf.generation.arguments import parse_generation_arguments
+from tinystories_hf.generation.arguments import GenerationArguments, parse_generation_arguments
 
 OF_TRAINING = {declared.name for cls in GROUPS.values() for declared in fields(cls)}
 OF_GENERATION = {declared.name for declared in fields(GenerationArguments)} | {"model", "prompt"}
@@ -22,8 +21,8 @@ OF_EVALUATION = {declared.name for declared in fields(EvaluationArguments)}
 SCRIPTS = (OF_TRAINING, OF_GENERATION, OF_EVALUATION)
 
 
-@pytest.mark.parametrize(("names", "hint"), _ROWS, ids=[names for names, _ in _ROWS])
-def test_a_hint_names_settings_that_there_are(names: str, hint: str) -> None:
+@pytest.mark.parametrize(("names", "hint"), _HINTS, ids=[names for names, _ in _HINTS])
+def test_a_hint_names_existing_settings(names: str, hint: str) -> None:
     settings = set(_SETTING.findall(hint))
     assert any(settings <= known for known in SCRIPTS)
     assert "{" not in _SETTING.sub("", hint)
@@ -35,7 +34,7 @@ def test_each_name_has_one_hint_in_each_script() -> None:
     for known in SCRIPTS:
         names = Counter(
             name
-            for names, hint in _ROWS
+            for names, hint in _HINTS
             for name in names.split()
             if _SETTING.findall(hint) and set(_SETTING.findall(hint)) <= known
         )
@@ -45,22 +44,28 @@ def test_each_name_has_one_hint_in_each_script() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--lr", "1e-3"), "unknown flag --lr; give --learning_rate"),
-        (("--fp16",), "accelerate launch --mixed_precision fp16`, or give --bf16"),
-        (("--block_size=512",), "unknown flag --block_size; give --context_length, and --max_pos"),
-        (("--do_train",), "--do_train; leave it out: scripts/train.py trains"),
-        (("--resume",), "--resume; give --resume_from_checkpoint auto"),
-        (("--save_strategy", "no"), "give --save_steps"),
-        (("--gradient_accumulation_steps", "4"), "it follows from --global_batch_size, --per_dev"),
-        (("--n_layer", "4"), "give --num_layers"),
-        (("--warmup-ratio", "0.1"), "--warmup-ratio; give --warmup_steps: below 1 it is a share"),
+        (("--lr", "1e-3"), "unknown flag --lr; use --learning_rate"),
+        (("--fp16",), "accelerate launch --mixed_precision fp16`, or use --bf16"),
+        (("--block_size=512",), "unknown flag --block_size; use --context_length, and --max_pos"),
+        (("--do_train",), "--do_train; omit it: scripts/train.py always trains"),
+        (("--resume",), "--resume; use --resume_from_checkpoint auto"),
+        (("--save_strategy", "no"), "use --save_steps"),
+        (
+            ("--gradient_accumulation_steps", "4"),
+            "it is computed from --global_batch_size, --per_dev",
+        ),
+        (("--n_layer", "4"), "use --num_layers"),
+        (
+            ("--warmup-ratio", "0.1"),
+            "--warmup-ratio; use --warmup_steps: a value below 1 is a fraction",
+        ),
         (("--model_name_or_path", "x"), "random weights.* --output_dir with --resume_from"),
-        (("--LR", "1e-3"), "unknown flag --LR; give --learning_rate"),
+        (("--LR", "1e-3"), "unknown flag --LR; use --learning_rate"),
         (("--overwrite",), "a run is never overwritten"),
-        (("--num_threads", "2"), "set OMP_NUM_THREADS in the environment$"),
-        (("--checkpointing_steps", "500"), "give --save_steps$"),
-        (("--eval_file", "x"), "give --validation_file$"),
-        (("--prompt", "x"), "scripts/generate.py tells stories of a finished run"),
+        (("--num_threads", "2"), "set the environment variable OMP_NUM_THREADS$"),
+        (("--checkpointing_steps", "500"), "use --save_steps$"),
+        (("--eval_file", "x"), "use --validation_file$"),
+        (("--prompt", "x"), "scripts/generate.py generates stories from a finished run"),
         (("--learning_rat", "1"), "did you mean --learning_rate"),
         (("--learning-rate", "1"), "did you mean --learning_rate"),
         (("--zzz", "1"), "unknown flag --zzz; --help lists all settings$"),
@@ -68,27 +73,25 @@ def test_each_name_has_one_hint_in_each_script() -> None:
         (("--seeds", "1"), "did you mean --seed"),
     ],
 )
-def test_a_name_of_other_programs_is_answered_with_what_does_it_here(
-    flags: tuple[str, ...], message: str
-) -> None:
+def test_a_flag_of_another_program_gets_a_hint(flags: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_arguments(list(flags))
 
 
-def test_a_name_of_other_programs_in_yaml_is_answered_too(tmp_path: Path) -> None:
+def test_a_yaml_key_of_another_program_gets_a_hint(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("n_embd: 64\n")
-    with pytest.raises(UserError, match=r"mine\.yaml: n_embd: unknown setting; give hidden_size$"):
+    with pytest.raises(UserError, match=r"mine\.yaml: n_embd: unknown setting; use hidden_size$"):
         parse_arguments(["--config", str(tmp_path / "mine.yaml")])
 
 
 @pytest.mark.parametrize(
     ("parse", "flag", "message"),
     [
-        (parse_generation_arguments, "--max_length", "give --max_new_tokens$"),
-        (parse_generation_arguments, "--model_name_or_path", "give --model$"),
-        (parse_generation_arguments, "--start", "give --prompt$"),
-        (parse_evaluation_arguments, "--model_name_or_path", "give --model$"),
-        (parse_evaluation_arguments, "--eval_batch_size", "give --batch_size$"),
+        (parse_generation_arguments, "--max_length", "use --max_new_tokens$"),
+        (parse_generation_arguments, "--model_name_or_path", "use --model$"),
+        (parse_generation_arguments, "--start", "use --prompt$"),
+        (parse_evaluation_arguments, "--model_name_or_path", "use --model$"),
+        (parse_evaluation_arguments, "--eval_batch_size", "use --batch_size$"),
         (parse_evaluation_arguments, "--lr", "--help lists all settings$"),
     ],
 )
@@ -100,12 +103,12 @@ def test_each_script_names_its_own_settings(
 
 
 @pytest.mark.parametrize("name", ["lr", "fp16", "block_size", "save_strategy", "do_train"])
-def test_only_what_is_close_is_suggested_by_its_spelling(name: str) -> None:
+def test_only_similar_names_are_suggested(name: str) -> None:
     known = [setting for setting in OF_TRAINING if setting not in ("context_length",)]
     assert "did you mean" not in suggest_flag(name, known)
 
 
-def test_help_says_that_steps_below_1_are_a_share_of_the_run(
+def test_help_says_that_steps_below_1_are_a_fraction_of_the_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit):
@@ -113,10 +116,10 @@ def test_help_says_that_steps_below_1_are_a_share_of_the_run(
     said = " ".join(capsys.readouterr().out.split())
     for name in ("eval_steps", "save_steps", "logging_steps", "warmup_steps"):
         help_text = said.split(f"--{name} X ", 1)[1].split(" --", 1)[0]
-        assert "below 1, a share of the run" in help_text, name
+        assert "below 1, a fraction of the run" in help_text, name
 
 
-def test_a_sample_prompt_that_cannot_begin_is_refused_before_the_run(
+def test_a_sample_prompt_without_tokens_is_rejected_before_the_run(
     tiny_arguments: Callable[..., Arguments], tmp_path: Path
 ) -> None:
     from tinystories_hf.training.train import train

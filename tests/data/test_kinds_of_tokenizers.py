@@ -13,7 +13,6 @@ from transformers import AutoTokenizer, GPTNeoConfig, PreTrainedTokenizerFast
 
 from tests.support.forked import train_forked
 from tests.support.kinds import KINDS, saved, unigram, word_level, word_piece
-from tinystories_hf.config.arguments import GenerationArguments
 from tinystories_hf.config.command_line import Arguments
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.data.corpus import open_corpus
@@ -21,6 +20,7 @@ from tinystories_hf.data.manifest import token_stream
 from tinystories_hf.data.prepare import prepare
 from tinystories_hf.data.tokenizer import load_tokenizer, train_tokenizer
 from tinystories_hf.data.toy import toy_stories
+from tinystories_hf.generation.arguments import GenerationArguments
 from tinystories_hf.generation.generate import decode_after, encode_prompt, generate
 from tinystories_hf.model.modeling import GPTNeoForCausalLM
 

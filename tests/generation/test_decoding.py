@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from tests.model.test_attention import configuration
-from tinystories_hf.config.arguments import GenerationArguments
+from tinystories_hf.generation.arguments import GenerationArguments
 from tinystories_hf.generation.decoding import choose_tokens, decode, uniform_draws
 from tinystories_hf.model.modeling import GPTNeoForCausalLM
 

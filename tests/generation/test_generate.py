@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from tinystories_hf.config.arguments import GenerationArguments
 from tinystories_hf.core.errors import UserError
+from tinystories_hf.generation.arguments import GenerationArguments
 from tinystories_hf.generation.generate import generate, load_for_generation
 from tinystories_hf.model.positions import context_length
 

@@ -309,8 +309,8 @@ REFUSALS = {
     "somebody else's": ({"HF_TOKEN": TOKEN}, ("--hub_model_id", "you/tiny"), "no member of you"),
     "other content": ({"HF_TOKEN": TOKEN}, ("--hub_model_id", "me/taken"), "something else (a.txt"),
     "no Hub": ({"HF_TOKEN": TOKEN, "HF_ENDPOINT": "http://127.0.0.1:9"}, (), "could not reach"),
-    "token as a flag": ({}, (f"--hub_token={TOKEN}",), "a Hub token is no flag"),
-    "token after a flag": ({}, ("--hub_token", TOKEN), "a Hub token is no flag"),
+    "token as a flag": ({}, (f"--hub_token={TOKEN}",), "the Hub token cannot be a flag"),
+    "token after a flag": ({}, ("--hub_token", TOKEN), "the Hub token cannot be a flag"),
 }
 
 

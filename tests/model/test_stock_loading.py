@@ -22,7 +22,7 @@ from transformers import (
 
 from tests.conftest import environment
 from tests.support.forked import train_forked
-from tinystories_hf.config.arguments import GenerationArguments
+from tinystories_hf.generation.arguments import GenerationArguments
 from tinystories_hf.generation.generate import generate, load_for_generation
 
 STOCK = """

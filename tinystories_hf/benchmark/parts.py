@@ -38,13 +38,14 @@ from tinystories_hf.benchmark.measure import (
     rate_of,
     wait_for_device,
 )
-from tinystories_hf.config.arguments import GenerationArguments, ModelArguments
+from tinystories_hf.config.arguments import ModelArguments
 from tinystories_hf.config.command_line import Arguments
 from tinystories_hf.data.corpus import open_corpus
 from tinystories_hf.data.manifest import PreparedData, token_stream
 from tinystories_hf.data.packing import PackedRows
 from tinystories_hf.data.prepare import prepare
 from tinystories_hf.data.tokenizer import END_OF_TEXT
+from tinystories_hf.generation.arguments import GenerationArguments
 from tinystories_hf.generation.generate import continue_prompts
 from tinystories_hf.model.modeling import story_generation_config
 from tinystories_hf.training.batch import plan_batch

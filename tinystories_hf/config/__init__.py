@@ -1,4 +1,4 @@
-"""Every setting of a run, and how it is read: defaults < YAML < command line.
+"""The settings of a run: dataclasses, YAML configurations and the command line.
 
-Use `parse_arguments` of `command_line` and the dataclasses of `arguments`.
+Other packages use `command_line.parse_arguments` and the dataclasses in `arguments`.
 """

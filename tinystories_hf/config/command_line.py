@@ -1,4 +1,4 @@
-"""The settings of a run from its configuration file and its command line."""
+"""Parse the settings of a run from its configuration file and the command line."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tinystories_hf.config.parsing import (
     StrictParser,
     build_dataclass,
     merge_settings,
-    yaml_layers,
 )
+from tinystories_hf.config.yaml_files import yaml_layers
 from tinystories_hf.core.errors import UserError
 
 
 class Arguments(NamedTuple):
-    """What a run is made of."""
+    """All settings of a run."""
 
     model: ModelArguments
     data: DataArguments
@@ -48,13 +48,18 @@ def parse_arguments(
     description: str = "",
     default_config: Path = DEFAULT_CONFIG,
 ) -> Arguments:
-    """Read the settings of a run; `argv` without the program's name, default `sys.argv[1:]`.
+    """Parse the settings of a run.
 
-    `--config FILE` replaces the default configuration, every other flag overrides one setting.
+    `--config FILE` replaces the default configuration; every other flag overrides one setting.
+
+    Args:
+        argv: The command line without the program name; `sys.argv[1:]` by default.
+        description: The text that `--help` prints above the settings.
+        default_config: The configuration file to read if `--config` is not given.
 
     Raises:
-        UserError: an unknown key or flag, a value of the wrong type or out of range, a missing,
-            empty or malformed file, or settings that contradict each other.
+        UserError: a key or flag is unknown, a value has the wrong type or is out of range, a file
+            is missing, empty or malformed, or settings contradict each other.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     chosen = StrictParser(description, add_help=False)
@@ -66,27 +71,27 @@ def parse_arguments(
 
     parser = StrictParser(description)
     parser.add_argument(
-        "--config", metavar="FILE", help=f"YAML file of settings [{_short(default_config)}]"
+        "--config", metavar="FILE", help=f"YAML configuration file [{_short(default_config)}]"
     )
     for title, cls in GROUPS.items():
-        parser.add_dataclass(f"{title} (in brackets: the value without the flag)", cls, from_files)
+        parser.add_dataclass(f"{title} (defaults in brackets)", cls, from_files)
     from_flags = parser.parse_layer(argv)
     from_flags.pop("config", None)
     return build_arguments(merge_settings([from_files, from_flags], known))
 
 
 def build_arguments(settings: Mapping[str, Setting]) -> Arguments:
-    """Build and cross-check the four dataclasses from merged settings.
+    """Build the four dataclasses from merged settings and check them against each other.
 
     Raises:
-        UserError: as `parse_arguments`.
+        UserError: a value has the wrong type or is out of range, or settings contradict each other.
     """
     model = build_dataclass(ModelArguments, settings)
     data = build_dataclass(DataArguments, settings)
     if data.context_length > model.max_position_embeddings:
         raise UserError(
             f"context_length {data.context_length} is longer than max_position_embeddings"
-            f" {model.max_position_embeddings}; shorten the rows or give the model more positions"
+            f" {model.max_position_embeddings}; lower the one or raise the other"
         )
     training = build_dataclass(RunArguments, settings)
     _check_streaming(data, training)
@@ -95,18 +100,18 @@ def build_arguments(settings: Mapping[str, Setting]) -> Arguments:
 
 def _check_streaming(data: DataArguments, training: RunArguments) -> None:
     refused = [
-        (training.max_steps < 1, "a stream has no end; say how long to train with max_steps"),
+        (training.max_steps < 1, "a stream has no known length; set max_steps"),
         (
             data.tokenizer == "train",
-            "tokenizer `train` reads every story first; give one that is made",
+            "tokenizer `train` would have to read all stories first; give an existing tokenizer",
         ),
         (
             data.drop_duplicates or data.drop_validation_overlap,
-            "drop_duplicates and drop_validation_overlap remember every story; leave them out",
+            "drop_duplicates and drop_validation_overlap keep every story in memory; omit them",
         ),
         (
             training.dataloader_num_workers > 0,
-            "each of dataloader_num_workers would read every story; set it to 0",
+            "each data-loader worker would read every story; set dataloader_num_workers to 0",
         ),
     ]
     for applies, reason in refused:

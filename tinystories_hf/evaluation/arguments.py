@@ -16,8 +16,8 @@ from tinystories_hf.config.parsing import (
     build_dataclass,
     merge_settings,
     option,
-    yaml_layers,
 )
+from tinystories_hf.config.yaml_files import yaml_layers
 from tinystories_hf.core.errors import UserError, reporting_unreadable
 from tinystories_hf.core.run_record import RUN_RECORD
 

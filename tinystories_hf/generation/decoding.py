@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, TopKLogitsWarper, TopPLogitsWarper
 
-from tinystories_hf.config.arguments import GenerationArguments
+from tinystories_hf.generation.arguments import GenerationArguments
 from tinystories_hf.model.modeling import GPTNeoForCausalLM
 
 # Ended stories are taken out of the batch, by copying its cache, when they are this share of it.

@@ -19,9 +19,9 @@ from transformers import (
 from transformers import TrainingArguments as TrainerArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from tinystories_hf.config.arguments import GenerationArguments
 from tinystories_hf.core.files import write_text
 from tinystories_hf.core.run_record import SAMPLES_FILE
+from tinystories_hf.generation.arguments import GenerationArguments
 from tinystories_hf.generation.generate import Story, generate
 from tinystories_hf.hub import publish
 from tinystories_hf.hub.repository import Repository

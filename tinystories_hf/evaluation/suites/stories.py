@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from tqdm.auto import tqdm
 
-from tinystories_hf.config.arguments import DataArguments, GenerationArguments
+from tinystories_hf.config.arguments import DataArguments
 from tinystories_hf.config.parsing import local_path
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.evaluation.intervals import clustered_mean
@@ -23,6 +23,7 @@ from tinystories_hf.evaluation.records import Record, RecordFile
 from tinystories_hf.evaluation.subject import EvaluatedModel, identity
 from tinystories_hf.evaluation.suites.ngrams import Words, distinct, repetition, self_bleu, words_of
 from tinystories_hf.evaluation.validation import encode
+from tinystories_hf.generation.arguments import GenerationArguments
 from tinystories_hf.generation.generate import generate
 
 AUTHORS_FILE = "Evaluation prompts.yaml"
