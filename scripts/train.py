@@ -1,12 +1,12 @@
-"""Train a TinyStories model and leave a run directory that stock Transformers loads.
+"""Train a TinyStories model; the run directory can be loaded with Transformers.
 
     python scripts/train.py
     python scripts/train.py --config configs/quickstart.yaml
     accelerate launch --config_file configs/accelerate/multi_gpu.yaml scripts/train.py
     python scripts/train.py --dataset stories.txt --tokenizer ./tok --max_steps 200
 
-Without --config it trains the XS model of configs/xs.yaml on roneneldan/TinyStories. Every setting
-below can stand in a YAML file or on the command line; the command line wins.
+Without --config, the XS model of configs/xs.yaml is trained on roneneldan/TinyStories. Every
+setting below can be given in a YAML file or as a flag; flags take precedence.
 """
 
 from tinystories_hf.config.command_line import parse_arguments
@@ -15,7 +15,7 @@ from tinystories_hf.training.signals import stop_on_signals
 
 
 def main() -> None:
-    """Parse, then train; torch is imported only once the settings are known to be sound."""
+    """Parse the settings, then train; torch is imported only after the settings are validated."""
     arguments = parse_arguments(description=__doc__ or "")
     with stop_on_signals() as stop:
         from tinystories_hf.training.train import train

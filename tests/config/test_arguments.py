@@ -101,7 +101,7 @@ def test_generation_needs_a_model_and_a_prompt() -> None:
         ("--temperature", "0", "--num_return_sequences", "2"),
     ],
 )
-def test_an_invalid_generation_setting_raises_an_error_that_names_it(
+def test_an_invalid_generation_setting_is_an_error(
     flags: tuple[str, ...],
 ) -> None:
     with pytest.raises(UserError, match=flags[0].strip("-")):

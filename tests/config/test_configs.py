@@ -65,7 +65,7 @@ def test_there_are_five_launch_configurations() -> None:
     assert names == ["cpu", "fsdp", "multi_gpu", "multi_node", "one_gpu"]
 
 
-def test_accelerate_understands_every_key_of_the_fsdp_configuration(
+def test_accelerate_knows_every_key_of_the_fsdp_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # accelerate silently ignores unknown keys.

@@ -52,12 +52,12 @@ def test_each_name_has_one_hint_in_each_script() -> None:
         (("--save_strategy", "no"), "use --save_steps"),
         (
             ("--gradient_accumulation_steps", "4"),
-            "it is computed from --global_batch_size, --per_dev",
+            "it is computed from --global_batch_size",
         ),
         (("--n_layer", "4"), "use --num_layers"),
         (
             ("--warmup-ratio", "0.1"),
-            "--warmup-ratio; use --warmup_steps: a value below 1 is a fraction",
+            "--warmup-ratio; use --warmup_steps: a value below 1",
         ),
         (("--model_name_or_path", "x"), "random weights.* --output_dir with --resume_from"),
         (("--LR", "1e-3"), "unknown flag --LR; use --learning_rate"),

@@ -265,8 +265,7 @@ def generation_rates(bench: Bench, *, prompts: int = 44, completions: int = 10) 
 def growth(bench: Bench) -> list[_Numbers]:
     """Time a step over batch, context, hidden size and vocabulary, the others as they are.
 
-    Stock where its step fits this machine: up to 4,096 tokens. A context is measured with as many
-    rows as keep the tokens of a step.
+    Transformers' model up to 4,096 tokens a step; each context with the same tokens per step.
     """
     tokens = bench.rows * bench.context
     plans: list[tuple[str, int, ModelArguments, int, int]] = [

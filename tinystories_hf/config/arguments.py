@@ -237,7 +237,10 @@ class RunArguments:
         "passes over the training rows; unused if max_steps is positive", 1.0
     )
     max_steps: int = option("optimizer steps; if positive, overrides num_train_epochs", -1)
-    lr_scheduler_type: Scheduler = option("learning-rate schedule", "linear")
+    lr_scheduler_type: Scheduler = option(
+        "learning-rate schedule: linear, cosine, constant, constant_with_warmup or inverse_sqrt",
+        "linear",
+    )
     warmup_steps: float = option("warm-up steps; below 1, a fraction of the run", 0.0)
     weight_decay: float = option("AdamW weight decay; not applied to biases and layer norms", 0.0)
     adam_beta1: float = option("AdamW beta1", 0.9)

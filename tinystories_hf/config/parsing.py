@@ -11,6 +11,7 @@ import argparse
 import math
 import re
 import reprlib
+import shlex
 import sys
 import types
 from collections.abc import Collection, Mapping, Sequence
@@ -272,9 +273,16 @@ def _metavar(hint: Any) -> str:
 def _default_text(declared: Field[Any], shown: Mapping[str, Setting]) -> str:
     if declared.name in shown:
         value = shown[declared.name].value
-        return f"[{value if isinstance(value, str) else brief(value)}]"
-    if declared.default is not MISSING:
-        return "" if declared.default is None else f"[{declared.default}]"
-    if declared.default_factory is not MISSING:
-        return f"[{declared.default_factory()}]"
-    return "[required]"
+    elif declared.default is not MISSING:
+        value = declared.default
+    elif declared.default_factory is not MISSING:
+        value = declared.default_factory()
+    else:
+        return "[required]"
+    if value is None or value == []:
+        return ""
+    if isinstance(value, list):
+        return f"[{shlex.join(map(str, value))}]"
+    if isinstance(value, bool):
+        return f"[{str(value).lower()}]"
+    return f"[{value if isinstance(value, (str, float)) else brief(value)}]"
