@@ -1,11 +1,11 @@
-"""Measure this package against stock Transformers and a compiled GPT-2 of the same shape.
+"""Benchmark this package against stock Transformers and a compiled GPT-2 of the same shape.
 
     python scripts/benchmark.py --parts step evaluation
     python scripts/benchmark.py --dataset stories/ --tokenizer ./tok --json benchmark.json
 
-Takes the flags of scripts/train.py for any configuration, and those of the benchmark. All is
-measured in turn in one process, medians with their spread; memory in processes of its own. The
-parts of XS take 40 minutes on two CPU cores.
+Takes the flags of scripts/train.py and those of the benchmark. The implementations take turns in
+one process; medians and their spread are printed. Memory is measured in separate processes. All
+parts of the XS model take 40 minutes on two CPU cores.
 """
 
 from tinystories_hf.core.script import report_user_errors

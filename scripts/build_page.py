@@ -1,10 +1,10 @@
-"""Build a static page on which models tell stories in the browser, and look at it.
+"""Build a static page that runs models in the browser, and serve it.
 
     python scripts/build_page.py --model runs/xs --out site --serve
     python scripts/build_page.py --model runs/xs --models small=runs/small --out site
 
-The models have to be exported with scripts/export_onnx.py first. Any web server shows the folder;
-scripts/push_to_hub.py --site makes it a Space.
+Export the models with scripts/export_onnx.py first. Any web server can host the folder;
+scripts/push_to_hub.py --site publishes it as a Space.
 """
 
 from tinystories_hf.core.script import report_user_errors

@@ -1,13 +1,13 @@
-"""Measure a model as the TinyStories paper did: loss, knowledge, stories, memorisation, a judge.
+"""Evaluate models as the TinyStories paper did: loss, cloze, stories, memorization, judge.
 
     python scripts/evaluate.py --model runs/xs
     python scripts/evaluate.py --model roneneldan/TinyStories-1M runs/xs --suite loss,cloze
     python scripts/evaluate.py --model runs/xs --suite judge --judge_model gpt-4o --judge_confirm
     python scripts/evaluate.py --results runs/*/eval_results.json --output_dir comparison
 
-Takes run directories, folders and names on the Hub, of any causal language model. Writes
-eval_results.json, evaluation.md with its pictures, and every story and reply as JSON lines. The
-same command goes on where it was stopped. The key of an endpoint is read from JUDGE_API_KEY.
+Takes run directories, model folders and Hub names of any causal language models. Writes
+eval_results.json, evaluation.md with plots, and every story and reply as JSON lines. The same
+command resumes an interrupted evaluation. The key of an endpoint is read from JUDGE_API_KEY.
 """
 
 from tinystories_hf.core.script import report_user_errors

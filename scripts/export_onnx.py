@@ -1,9 +1,9 @@
-"""Export a model folder to ONNX, for browsers and for ONNX Runtime: adds onnx/ to it.
+"""Export a model folder to ONNX, for ONNX Runtime and browsers; adds onnx/ to the folder.
 
     python scripts/export_onnx.py --model runs/xs
 
 Needs the packages of `pip install --constraint constraints.txt --editable ".[onnx]"`. Both files
-are checked against PyTorch before they stand; publishing the folder publishes them with it.
+are checked against PyTorch before they are kept, and are published with the folder.
 """
 
 from tinystories_hf.core.script import report_user_errors
@@ -11,7 +11,7 @@ from tinystories_hf.web.arguments import parse_export_arguments
 
 
 def main() -> None:
-    """Parse, export, say what came out."""
+    """Parse, export, print a summary."""
     folder = parse_export_arguments(description=__doc__ or "")
     from tinystories_hf.web.onnx_export import export_onnx
 

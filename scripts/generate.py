@@ -1,18 +1,18 @@
-"""Tell stories with a trained model: a run directory, any folder, or a name on the Hub.
+"""Generate stories with a trained model: a run directory, a model folder, or a Hub name.
 
     python scripts/generate.py --model runs/xs --prompt "Once upon a time"
     python scripts/generate.py --model runs/xs --prompt "Lily found a key" --num_return_sequences 3
     python scripts/generate.py --model roneneldan/TinyStories-33M --prompt "Tom" --num_beams 5
 
-Stories are sampled at temperature 1 with a fixed seed, end where the model ends them, and never run
-past the length it was trained on. Several prompts are told in one batch.
+Stories are sampled at temperature 1 with a fixed seed. They end where the model ends them, and
+never exceed the context length of its training. Several prompts are generated in one batch.
 """
 
 from tinystories_hf.core.script import report_user_errors
 
 
 def main() -> None:
-    """Parse, load, tell."""
+    """Parse, load, generate."""
     from tinystories_hf.generation.arguments import parse_generation_arguments
 
     asked = parse_generation_arguments(description=__doc__ or "")

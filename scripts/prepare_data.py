@@ -1,12 +1,12 @@
-"""Turn stories into rows of token ids ahead of training, once, into the cache that training reads.
+"""Tokenize and pack a dataset ahead of training, into the cache that training reads.
 
     python scripts/prepare_data.py
     python scripts/prepare_data.py --dataset stories.txt --tokenizer ./tok
     python scripts/prepare_data.py --train_file TinyStoriesV2-GPT4-train.txt
 
-It takes the settings of scripts/train.py; those of the model (but for vocab_size) and of training
-do not matter here. Prints where the rows are and every count. With --streaming it prepares
-validation alone: training becomes rows while a run reads it.
+Takes the settings of scripts/train.py; of the model only vocab_size matters, of training none.
+Prints where the rows (packed sequences) are and all token counts. With --streaming only the
+validation split is prepared: the training split is packed while a run reads it.
 """
 
 from tinystories_hf.config.command_line import parse_arguments

@@ -66,7 +66,7 @@ def test_a_token_of_xs_costs_23_million_operations() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--parts", "steps"], "parts: steps; known are step"),
+        (["--parts", "steps"], "parts: steps; choose from step"),
         (["--parts", "roofline"], "add step"),
         (["--rounds", "0"], "at least 1"),
         (["--learning_rat", "1"], "did you mean"),

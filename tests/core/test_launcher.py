@@ -87,7 +87,7 @@ def test_the_flag_of_a_true_launcher_is_known_in_its_process(
         ({"LOCAL_RANK": "0"}, r"has LOCAL_RANK=0 without RANK.*MASTER_ADDR"),
         ({"WORLD_SIZE": "2"}, r"has WORLD_SIZE=2 without RANK, LOCAL_RANK, MASTER_ADDR"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "has RANK=2, WORLD_SIZE=2 without"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: 'two' in the environment is no whole number"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: 'two' in the environment is not an integer"),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, r"OMPI_COMM_WORLD_SIZE=4 .* MPI.*`unset OMPI_COMM_WORLD"),
         ({"PMI_SIZE": "2", "WORLD_SIZE": "1"}, "PMI_SIZE=2"),
         ({"MV2_COMM_WORLD_SIZE": ""}, "MV2_COMM_WORLD_SIZE="),

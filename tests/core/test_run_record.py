@@ -73,7 +73,7 @@ def test_the_power_limit_is_what_the_driver_says_and_else_unknown(
 def test_a_missing_or_foreign_record_is_an_error(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / RUN_RECORD).write_text(text)
-    with pytest.raises(UserError, match="missing or not a record of a run"):
+    with pytest.raises(UserError, match="missing or not a run record"):
         read_record(tmp_path)
 
 

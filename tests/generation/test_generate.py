@@ -99,14 +99,17 @@ def test_beams_give_the_best_first_and_need_no_seed(loaded: Loaded) -> None:
 
 
 def test_a_prompt_that_leaves_no_room_is_an_error(loaded: Loaded) -> None:
-    with pytest.raises(UserError, match="tokens; it needs fewer than the context of 64"):
+    with pytest.raises(UserError, match="tokens; it must be shorter than the context of 64"):
         generate(*loaded, ["no " * 70])
 
 
 def test_an_empty_prompt_is_an_error_that_says_how_to_begin_from_nothing(loaded: Loaded) -> None:
     with pytest.raises(UserError) as caught:
         generate(*loaded, ["Tom", ""])
-    said = "the prompt '' has no tokens; give some, such as '<|endoftext|>' to begin from nothing"
+    said = (
+        "the prompt '' has no tokens; give a text, such as '<|endoftext|>' for an unconditional"
+        " story"
+    )
     assert str(caught.value) == said
     (story,) = generate(*loaded, ["<|endoftext|>"])
     assert story.completion, "it is the beginning, not the end"

@@ -81,7 +81,7 @@ def test_what_does_not_pass_is_not_tried_again(
     mine: LoopbackHub, client: list[float], run_dir: Path, status: int
 ) -> None:
     mine.faults = [Fault("commit", status=status)]
-    with pytest.raises(RunError, match="is whole but not published"):
+    with pytest.raises(RunError, match="is complete but not published"):
         publish(run_dir, Repository(REPO))
     assert client == []
     publish(run_dir, Repository(REPO))

@@ -175,11 +175,11 @@ def test_a_checkpoint_that_could_not_be_published_waits_for_the_next_push(
     mine: LoopbackHub, client: list[float], run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine.faults = [Fault("branch", status=403)]
-    destination = Repository(REPO)
-    publishing.publish_checkpoint(run_dir / "checkpoint-10", run_dir, destination, 10)
-    assert "not yet published: step-10" in capsys.readouterr().err
+    repository = Repository(REPO)
+    publishing.publish_checkpoint(run_dir / "checkpoint-10", run_dir, repository, 10)
+    assert "step-10 is not yet published" in capsys.readouterr().err
     shutil.rmtree(run_dir / "checkpoint-10")  # as retention does
-    publish(run_dir, destination)
+    publish(run_dir, repository)
     assert "model.safetensors" in published(mine, "step-10")
     assert not (run_dir / "unpublished").exists()
 
@@ -189,7 +189,7 @@ def test_a_repository_with_something_else_is_replaced_only_when_asked(
 ) -> None:
     other = {"pytorch_model.bin": b"old", "config.json": b"{}"}
     mine.repositories["models", REPO] = StoredRepository(other)
-    with pytest.raises(RunError, match=r"already holds something else \(config.json, pytorch"):
+    with pytest.raises(RunError, match=r"already has other content \(config.json, pytorch"):
         publish(run_dir, Repository(REPO))
     assert published(mine) == other
     publish(run_dir, Repository(REPO, overwrite=True))
@@ -207,7 +207,7 @@ def test_a_run_may_go_on_in_its_own_repository_and_in_no_other(
     check_repository(wanted, run_dir, read_record(run_dir).run_id)
     publish(run_dir, Repository(REPO))
     assert published(mine)["mine.txt"] == b"kept", "what the user added by hand stays"
-    with pytest.raises(UserError, match="already holds something else"):
+    with pytest.raises(UserError, match="already has other content"):
         check_repository(wanted, run_dir, None)
 
 
@@ -260,7 +260,7 @@ def test_an_export_that_is_not_of_the_weights_is_refused_before_the_hub_is_asked
     with pytest.raises(UserError) as caught:
         publishing.check_finished_run(run_dir)
     assert f"scripts/export_onnx.py --model {run_dir}" in str(caught.value)
-    with pytest.raises(RunError, match=r"whole but not published .*export_onnx.* to publish it"):
+    with pytest.raises(RunError, match=r"complete but not published .*export_onnx.* to publish it"):
         publish(run_dir, Repository(REPO))
     assert mine.requests == []
 
@@ -279,7 +279,7 @@ def test_an_unfinished_run_is_not_published(
     record = json.loads((run_dir / "run.json").read_text())
     record["sessions"][-1]["status"] = "running"
     (run_dir / "run.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match="has not come to its end"):
+    with pytest.raises(UserError, match="is not finished"):
         publish(run_dir, Repository(REPO))
     (run_dir / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"lacks model\.safetensors"):
@@ -290,7 +290,7 @@ def test_a_file_that_holds_the_token_is_refused(
     mine: LoopbackHub, client: list[float], run_dir: Path
 ) -> None:
     (run_dir / "samples.md").write_text(f"# Samples\n\n## Step 20\n\n> **Once** {TOKEN}\n")
-    with pytest.raises(RunError, match="holds your Hub token") as caught:
+    with pytest.raises(RunError, match="contains your Hub token") as caught:
         publish(run_dir, Repository(REPO))
     assert TOKEN not in str(caught.value)
     assert not [content for content in everything(mine) if TOKEN.encode() in content]
@@ -299,15 +299,15 @@ def test_a_file_that_holds_the_token_is_refused(
 REFUSALS = {
     "no token": ({}, (), "there is no Hub token; log in with `hf auth login`"),
     "unknown token": ({"HF_TOKEN": "hf_unknown"}, (), "does not accept the Hub token"),
-    "read-only token": ({"HF_TOKEN": "hf_reader"}, (), "may only read"),
+    "read-only token": ({"HF_TOKEN": "hf_reader"}, (), "is read-only"),
     "token for another repository": (
         {"HF_TOKEN": "hf_narrow"},
         ("--hub_model_id", REPO),
         "no `repo.write` for me/tiny",
     ),
-    "illegal name": ({"HF_TOKEN": TOKEN}, ("--hub_model_id", "me/a--b"), "is no legal name"),
-    "somebody else's": ({"HF_TOKEN": TOKEN}, ("--hub_model_id", "you/tiny"), "no member of you"),
-    "other content": ({"HF_TOKEN": TOKEN}, ("--hub_model_id", "me/taken"), "something else (a.txt"),
+    "illegal name": ({"HF_TOKEN": TOKEN}, ("--hub_model_id", "me/a--b"), "is not a valid name"),
+    "somebody else's": ({"HF_TOKEN": TOKEN}, ("--hub_model_id", "you/tiny"), "not a member of you"),
+    "other content": ({"HF_TOKEN": TOKEN}, ("--hub_model_id", "me/taken"), "other content (a.txt"),
     "no Hub": ({"HF_TOKEN": TOKEN, "HF_ENDPOINT": "http://127.0.0.1:9"}, (), "could not reach"),
     "token as a flag": ({}, (f"--hub_token={TOKEN}",), "the Hub token cannot be a flag"),
     "token after a flag": ({}, ("--hub_token", TOKEN), "the Hub token cannot be a flag"),
@@ -399,7 +399,7 @@ def test_a_run_whose_push_fails_is_whole_and_names_the_command_that_publishes_it
     assert read_record(run_dir).sessions[-1].status == "finished"
     assert published(mine) == {}
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert "run is whole but not published to me/tiny: the Hub token may not write" in line
+    assert "run is complete but not published to me/tiny: the Hub token may not write" in line
     _, path, *words = line.partition("to publish it: ")[2].split()
     again = run_script(Path(path).name, *words, **extra)
     assert again.returncode == 0, again.stderr

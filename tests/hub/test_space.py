@@ -109,9 +109,9 @@ def test_a_space_with_something_else_is_replaced_only_when_asked(
 ) -> None:
     mine.repositories["spaces", SPACE] = StoredRepository(STATIC_SPACE)
     mine.repositories["spaces", SPACE].add("main", OTHERS[case])
-    with pytest.raises(UserError, match=r"^space: me/demo already holds .* with --overwrite$"):
+    with pytest.raises(UserError, match=r"^space: me/demo already has .* with --overwrite$"):
         check_space_repository(site, WANTED)
-    with pytest.raises(RunError, match="already holds something else"):
+    with pytest.raises(RunError, match="already has other content"):
         publish_space(site, WANTED)
     assert in_the_space(mine) == OTHERS[case]
     assert mine.uploads == []
@@ -120,12 +120,12 @@ def test_a_space_with_something_else_is_replaced_only_when_asked(
 
 
 REFUSALS = {
-    "a token that may only read": ("hf_reader", SPACE, "may only read"),
+    "a token that is read-only": ("hf_reader", SPACE, "is read-only"),
     "a token for another repository": ("hf_narrow", SPACE, r"no `repo\.write` for me/demo"),
     "an unknown token": ("hf_unknown", SPACE, "does not accept the Hub token"),
     "no token": ("", SPACE, "there is no Hub token; log in with `hf auth login`"),
-    "an illegal name": (TOKEN, "me/a--b", "^space: 'me/a--b' is no legal name"),
-    "somebody else's": (TOKEN, "you/demo", "^space: me is no member of you; use me/demo"),
+    "an illegal name": (TOKEN, "me/a--b", "^space: 'me/a--b' is not a valid name"),
+    "somebody else's": (TOKEN, "you/demo", "^space: me is not a member of you; use me/demo"),
 }
 
 
@@ -154,7 +154,9 @@ def test_a_folder_that_is_no_page_is_refused_before_the_hub_is_asked(
 ) -> None:
     (site / "page.json").write_text('{"built_by": "somebody"}')
     for refuse in (check_space_repository, publish_space):
-        with pytest.raises(UserError, match=r"site is no page; build it with \S+ scripts/build"):
+        with pytest.raises(
+            UserError, match=r"site is not a built page; build it with \S+ scripts/build"
+        ):
             refuse(site, WANTED)
     assert mine.requests == []
 
@@ -163,7 +165,7 @@ def test_a_page_that_holds_the_token_is_refused(
     mine: LoopbackHub, client: list[float], site: Path
 ) -> None:
     (site / "models" / "xs" / "config.json").write_text(json.dumps({"token": TOKEN}))
-    with pytest.raises(RunError, match=r"config\.json holds your Hub token") as caught:
+    with pytest.raises(RunError, match=r"config\.json contains your Hub token") as caught:
         push(site)
     assert TOKEN not in str(caught.value)
     assert not [content for content in everything(mine) if TOKEN.encode() in content]
@@ -220,8 +222,11 @@ def test_a_dry_run_of_a_page_lists_its_files_and_asks_nobody(
     [
         ("--site site", "give --site and --space together"),
         ("--space me/demo", "give --site and --space together"),
-        ("--site site --space me/demo --model runs/xs", "^--model: is for a run"),
-        ("--site site --space me/demo --repo me/xs --revision v1", "^--repo, --revision: is for"),
+        ("--site site --space me/demo --model runs/xs", "^--model: applies to a run"),
+        (
+            "--site site --space me/demo --repo me/xs --revision v1",
+            "^--repo, --revision: applies to",
+        ),
         ("--site site --model runs/xs --repo me/xs", "give --site and --space together"),
         ("--model runs/xs", "give --model and --repo"),
     ],

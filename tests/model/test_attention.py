@@ -213,7 +213,7 @@ def test_a_model_that_is_compiled_whole_goes_without_the_kernel(path: str) -> No
 
 def test_flash_attention_is_refused_with_the_reason(tmp_path: Any) -> None:
     pair()[1].save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="drops the window of the local layers"):
+    with pytest.raises(ValueError, match="ignores the window of the local layers"):
         GPTNeoForCausalLM.from_pretrained(tmp_path, attn_implementation="flash_attention_2")
 
 

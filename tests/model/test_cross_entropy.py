@@ -150,7 +150,7 @@ def test_a_label_outside_the_vocabulary_is_refused(label: int, gradient: bool, a
 def test_labels_that_are_not_integers_are_refused_as_in_the_stock_model(dtype: torch.dtype) -> None:
     states, weight, labels = given()
     for loss in both_losses(states, weight, labels.to(dtype), True):
-        with pytest.raises(RuntimeError, match=f"labels have to be integers.* not {dtype}"):
+        with pytest.raises(RuntimeError, match=f"labels must be integers.* not {dtype}"):
             loss()
 
 

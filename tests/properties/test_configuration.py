@@ -80,7 +80,7 @@ def settings_of(parsed: Arguments) -> dict[str, Any]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Tell whether a value has a declared type, to the letter: no bool is a whole number."""
+    """Return whether a value has a declared type, to the letter: no bool is a whole number."""
     if get_origin(hint) in (Union, types.UnionType):
         return any(fits(value, member) for member in get_args(hint))
     if get_origin(hint) is Literal:
@@ -95,7 +95,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def means(raw: Any, value: Any) -> bool:
-    """Tell whether a setting may have come from such a raw value."""
+    """Return whether a setting may have come from such a raw value."""
     if isinstance(raw, str) and raw in ("null", "none", "None"):
         return value is None
     if isinstance(raw, str) and type(value) in (int, float):

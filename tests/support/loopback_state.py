@@ -60,7 +60,7 @@ class Account:
     writable: tuple[str, ...] = ()
 
     def may_write(self, repo: str) -> bool:
-        """Tell whether the token may write to a repository."""
+        """Return whether the token may write to a repository."""
         owner = repo.partition("/")[0]
         if self.role == "fineGrained":
             return owner in self.writable or repo in self.writable
@@ -143,5 +143,5 @@ class Fault:
 
 
 def is_large(name: str, sample: bytes, size: int) -> bool:
-    """Tell whether the Hub keeps a file outside of git: large ones and what is no text."""
+    """Return whether the Hub keeps a file outside of git: large ones and what is no text."""
     return size > 10_000_000 or b"\0" in sample or name.endswith(".safetensors")

@@ -59,8 +59,8 @@ def measure_telling(browser: Browser, folder: Path, dtype: Dtype) -> dict[str, A
         build_page({"model": folder}, Path(work) / "site", dtype)
         with served(Path(work) / "site") as url, reading(browser, url) as reader:
 
-            def tell(button: str = "#tell") -> dict[str, float]:
-                reader.tell(PROMPT if button == "#tell" else None, button)
+            def tell(button: str = "#generate") -> dict[str, float]:
+                reader.generate(PROMPT if button == "#generate" else None, button)
                 assert not reader.problem(), reader.problem()
                 data = reader.page.evaluate("({...document.querySelector('article').dataset})")
                 return {name: float(value) for name, value in data.items()}

@@ -96,7 +96,7 @@ class Reader:
         page.on("pageerror", lambda error: self.console.append(f"error: {error}"))
         page.on("request", lambda request: self.hosts.add(urlsplit(request.url).hostname or ""))
 
-    def tell(self, prompt: str | None = None, button: str = "#tell") -> None:
+    def generate(self, prompt: str | None = None, button: str = "#generate") -> None:
         """Ask for a story and wait until it is told, or the page says what is wrong."""
         if prompt is not None:
             self.page.fill("#prompt", prompt)

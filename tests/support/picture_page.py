@@ -37,7 +37,7 @@ def main() -> None:
                 box.check()
             reader.slide("#temperature", 0.7)
             reader.slide("#length", 112)
-            reader.tell(PROMPT)
+            reader.generate(PROMPT)
             reader.page.locator(".word").nth(WORD).dispatch_event("pointerover")
             reader.page.evaluate("scrollTo(0, 0)")
             reader.page.screenshot(path=flags.out)

@@ -79,7 +79,7 @@ def steps_said(folder: Path) -> int:
 
 
 def has_come(folder: Path, kill: Kill) -> bool:
-    """Tell whether what a kill waits for is there."""
+    """Return whether what a kill waits for is there."""
     if kill.when == "preparing":
         return any((folder / "home").glob("tinystories_hf/.*.unfinished"))
     if kill.when == "saving":

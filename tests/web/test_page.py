@@ -100,7 +100,7 @@ def test_without_npm_the_page_names_a_cdn_and_says_so(
     exported_run: Path, tmp_path: Path, without_npm: None
 ) -> None:
     said = build_page({"run": exported_run}, tmp_path / "site")
-    assert "libraries from a CDN, since npm is not installed here: the page needs it" in said
+    assert "libraries loaded from a CDN, since npm is not installed here" in said
     assert not (tmp_path / "site" / "lib").exists()
     manifest = json.loads((tmp_path / "site" / "page.json").read_text())
     assert manifest["wasm"]["url"].startswith("https://cdn.jsdelivr.net/npm/onnxruntime-web@")
@@ -119,7 +119,7 @@ def test_a_library_that_is_not_what_is_locked_is_refused(
     cached.mkdir(parents=True)
     for file in library.files:
         (cached / file.to).write_text("something else")
-    with pytest.raises(UserError, match=r"is not what libraries\.json locks; remove .* and build"):
+    with pytest.raises(UserError, match=r"differs from libraries\.json; remove .* and build"):
         libraries.fetch_library(library)
 
 
@@ -148,7 +148,7 @@ def test_a_page_is_replaced_by_the_next_and_nothing_else_is(
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "diary.txt").write_text("dear diary")
-    with pytest.raises(UserError, match=r"out: .*mine holds something else"):
+    with pytest.raises(UserError, match=r"out: .*mine has other content"):
         build_page({"run": exported_run}, mine)
     assert (mine / "diary.txt").read_text() == "dear diary"
 
@@ -164,7 +164,7 @@ def test_a_model_that_is_not_exported_or_no_longer_is_names_the_command(
         build_page({"run": run}, tmp_path / "site")
     (run / "model.safetensors").write_bytes(weights)
     (run / "onnx" / "model_quantized.onnx").write_bytes(b"half")
-    with pytest.raises(UserError, match=f"is not what was exported; {command}"):
+    with pytest.raises(UserError, match=f"has changed since its export; {command}"):
         build_page({"run": run}, tmp_path / "site")
     shutil.rmtree(run / "onnx")
     with pytest.raises(UserError, match=f"is not exported; {command}"):
@@ -177,11 +177,11 @@ def test_a_model_that_is_not_exported_or_no_longer_is_names_the_command(
     [
         (["--model", "runs/xs"], "give --model and --out"),
         (["--out", "site"], "give --model and --out"),
-        (["--model", "runs/xs", "--models", "xs=b", "--out", "s"], "the name xs stands twice"),
+        (["--model", "runs/xs", "--models", "xs=b", "--out", "s"], "the name xs is given twice"),
         (["--models", "runs/small", "--out", "s"], "'runs/small' is not NAME=DIR"),
         (["--models", "../x=b", "--out", "s"], "is not NAME=DIR"),
         (["--model", "a", "--out", "s", "--dtype", "int4"], "'int4' is neither q8 nor fp32"),
-        (["--model", "a", "--out", "s", "--port", "99999"], "'99999' is no port"),
+        (["--model", "a", "--out", "s", "--port", "99999"], "'99999' is not a port"),
         (["--model", "a", "--out", "s", "--sevre"], "unknown flag --sevre"),
     ],
 )
@@ -271,7 +271,7 @@ const library = { Tensor, random: { Random: class {} } };
 const storyteller = new Storyteller(library, tokenizer, model, { context: 32, end: 0 });
 const how = { temperature: 0, length: 20, seed: 0, signal: { aborted: false } };
 let text = tokenizer.decode([1]);
-for await (const step of storyteller.tell([1], how)) text += step.text;
+for await (const step of storyteller.generate([1], how)) text += step.text;
 console.log(text);
 """
 
@@ -294,5 +294,5 @@ def test_a_port_that_is_taken_is_a_failure_after_the_page_was_built(tmp_path: Pa
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(RunError, match=r"^port: \d+ is not free"):
+        with pytest.raises(RunError, match=r"^port: \d+ is not available"):
             page.serve(tmp_path, taken.getsockname()[1])

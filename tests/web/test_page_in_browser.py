@@ -124,9 +124,9 @@ def greedy(folder: Path, prompt: str) -> str:
 
 def test_a_story_streams_is_stopped_and_gets_another_ending(reader: Reader) -> None:
     reader.page.fill("#prompt", PROMPT)
-    reader.page.click("#tell")
+    reader.page.click("#generate")
     reader.page.wait_for_function("document.querySelectorAll('.word').length > 5")
-    assert reader.status() == "Telling …"
+    assert reader.status() == "Generating …"
     early = reader.words()
     reader.page.wait_for_function(f"document.querySelectorAll('.word').length > {early + 5}")
     reader.page.click("#stop")
@@ -137,9 +137,9 @@ def test_a_story_streams_is_stopped_and_gets_another_ending(reader: Reader) -> N
     tokens = int(reader.page.locator("article").get_attribute("data-tokens") or 0)
     assert 10 < tokens < CONTEXT - 10
     reader.slide("#length", 48)
-    reader.tell(button="#again")
+    reader.generate(button="#again")
     (first,) = reader.stories()
-    reader.tell(button="#again")
+    reader.generate(button="#again")
     (second,) = reader.stories()
     assert first.startswith(PROMPT)
     assert second.startswith(PROMPT)
@@ -150,7 +150,7 @@ def test_the_same_seed_tells_the_same_story(reader: Reader) -> None:
     reader.slide("#length", 48)
     told = []
     for _ in range(2):
-        reader.tell(PROMPT)
+        reader.generate(PROMPT)
         told += reader.stories()
     assert told[0] == told[1]
     assert "48 tokens" in reader.page.inner_text(".figures")
@@ -163,7 +163,7 @@ def test_another_model_tells_and_the_likeliest_text_is_that_of_pytorch(
     reader.slide("#temperature", 0)
     for names in (["endless"], ["run"], ["endless", "run"]):
         choose(reader, *names)
-        reader.tell(PROMPT)
+        reader.generate(PROMPT)
         assert reader.page.locator("article h2").all_text_contents() == names
         assert reader.stories() == [greedy(models[name], PROMPT) for name in names]
     assert len(set(reader.stories())) == 2
@@ -172,7 +172,7 @@ def test_another_model_tells_and_the_likeliest_text_is_that_of_pytorch(
 def test_two_models_that_load_at_once_both_tell(reader: Reader) -> None:
     choose(reader, "endless", "run")
     reader.slide("#length", 16)
-    reader.tell(PROMPT)
+    reader.generate(PROMPT)
     assert reader.problem() == ""
     assert all("; " in figures for figures in reader.page.locator(".figures").all_text_contents())
 
@@ -181,9 +181,9 @@ def test_each_column_says_what_the_card_of_its_model_says(
     reader: Reader, exported_run: Path
 ) -> None:
     choose(reader, "run", "endless")
-    reader.tell(PROMPT)
+    reader.generate(PROMPT)
     endless, run = reader.page.locator(".facts").all_text_contents()
-    assert endless.endswith("parameters, fp32; no card that states its loss")
+    assert endless.endswith("parameters, fp32; no card with its loss")
     results = json.loads((exported_run / "eval_results.json").read_text())
     parameters = json.loads((exported_run / "run.json").read_text())["parameters"]["total"]
     loss = results["loss"]["packed"]["loss"]
@@ -194,10 +194,10 @@ def test_each_column_says_what_the_card_of_its_model_says(
 
 def test_how_sure_the_model_was_shows_by_pointer_and_by_arrow_keys(reader: Reader) -> None:
     reader.slide("#length", 32)
-    reader.tell(PROMPT)
+    reader.generate(PROMPT)
     reader.page.hover(".word >> nth=3")
     pointed = reader.page.inner_text(".sure")
-    assert "the model gave it" in pointed
+    assert "probability" in pointed
     bars = reader.page.locator(".sure li").all_inner_texts()
     shares = [float(bar.split()[-1].rstrip("%")) for bar in bars]
     assert len(shares) == 5
@@ -218,33 +218,33 @@ def test_everything_can_be_done_by_keyboard(reader: Reader) -> None:
         reached.append(reader.page.evaluate("document.activeElement.id"))
         if reached[-1] == "length":
             reader.page.keyboard.press("Home")
-        if reached[-1] == "tell":
+        if reached[-1] == "generate":
             break
-    assert {"temperature", "length", "tell"} <= set(reached)
+    assert {"temperature", "length", "generate"} <= set(reached)
     reader.page.keyboard.press("Enter")
-    reader.page.wait_for_function("document.querySelector('#status').textContent === 'Told.'")
+    reader.page.wait_for_function("document.querySelector('#status').textContent === 'Done.'")
     assert "16 tokens" in reader.page.inner_text(".figures")
 
 
 def test_an_empty_beginning_is_asked_for(reader: Reader) -> None:
-    reader.tell("   ")
-    assert reader.problem() == "Write how the story begins, or choose one of the beginnings."
+    reader.generate("   ")
+    assert reader.problem() == "Write a prompt, or choose one of the examples."
     assert reader.page.evaluate("document.activeElement.id") == "prompt"
     reader.page.click("#beginnings button >> nth=0")
     reader.slide("#length", 16)
-    reader.tell()
+    reader.generate()
     assert reader.problem() == ""
     assert reader.words() > 0
 
 
 def test_an_endless_beginning_is_cut_from_the_left_and_said(reader: Reader) -> None:
     reader.slide("#length", 16)
-    reader.tell("He ran and ran and ran. " * 40_000 + "Then he")
+    reader.generate("He ran and ran and ran. " * 40_000 + "Then he")
     figures = reader.page.inner_text(".figures")
     assert "longer than this model reads; only its last 496 tokens count" in figures
     assert reader.problem() == ""
     assert reader.words() > 0
-    reader.tell(PROMPT)
+    reader.generate(PROMPT)
     assert "longer" not in reader.page.inner_text(".figures")
 
 
@@ -265,10 +265,10 @@ def lengthen(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (Path.unlink, r"is not on this server \(404\)"),
-        (truncate, "is cut short: 0.1 MB of [0-9.]+ MB came"),
-        (flip, "is damaged: it is not the file this page was built with"),
-        (lengthen, "is damaged: it is not the file this page was built with"),
+        (Path.unlink, r"is missing on this server \(404\)"),
+        (truncate, "is incomplete: only 0.1 MB of [0-9.]+ MB arrived"),
+        (flip, "is damaged: it differs from the file that this page was built with"),
+        (lengthen, "is damaged: it differs from the file that this page was built with"),
     ],
     ids=["missing", "truncated", "damaged", "longer"],
 )
@@ -285,16 +285,16 @@ def test_a_model_that_cannot_be_loaded_is_said_and_the_others_tell(
     damage(broken / file)
     with served(broken) as url, reading(browser, url) as reader:
         reader.slide("#length", 16)
-        reader.tell(PROMPT)
+        reader.generate(PROMPT)
         assert file in reader.problem()
         assert re.search(says, reader.problem()), reader.problem()
         choose(reader, "run")
-        reader.tell()
+        reader.generate()
         assert reader.problem() == ""
-        assert reader.status() == "Told."
+        assert reader.status() == "Done."
         shutil.copy2(site / file, broken / file)
         choose(reader, "endless")
-        reader.tell()
+        reader.generate()
         assert reader.problem() == ""
         assert reader.words() > 0
 
@@ -302,7 +302,7 @@ def test_a_model_that_cannot_be_loaded_is_said_and_the_others_tell(
 @pytest.mark.parametrize(
     ("script", "says"),
     [
-        ("delete window.WebAssembly", "This browser has no WebAssembly"),
+        ("delete window.WebAssembly", "This browser does not support WebAssembly"),
         (
             "WebAssembly.Memory = function () {"
             " throw new RangeError('WebAssembly.Memory(): could not allocate memory') }",
@@ -319,9 +319,9 @@ def test_a_browser_that_cannot_run_a_model_is_told_so(
     reader = Reader(opened.new_page())
     reader.page.goto(address)
     reader.page.wait_for_selector("#ask:not([inert])")
-    reader.tell(PROMPT)
+    reader.generate(PROMPT)
     assert says in reader.problem()
-    assert reader.page.is_enabled("#tell")
+    assert reader.page.is_enabled("#generate")
     opened.close()
 
 
@@ -341,12 +341,12 @@ def test_the_page_is_accessible_and_fits_the_screen(
         assert violations(reader) == []
         reader.slide("#length", 32)
         choose(reader, "endless", "run")
-        reader.tell(PROMPT)
+        reader.generate(PROMPT)
         reader.page.hover(".word >> nth=2")
         assert violations(reader) == []
         wide = reader.page.evaluate("document.documentElement.scrollWidth")
         assert wide <= width
-        reader.tell(" ")
+        reader.generate(" ")
         assert violations(reader) == []
 
 
@@ -370,8 +370,8 @@ def test_a_published_model_tells_in_transformers_js_by_its_name(
     mine: LoopbackHub, client: list[float], reader: Reader, exported_run: Path
 ) -> None:
     """What stands in docs/page.md, with a Hub on loopback in the place of the real one."""
-    destination = open_repository(Repository("me/tiny"), lambda *_: None)
-    publish(exported_run, destination)
+    repository = open_repository(Repository("me/tiny"), lambda *_: None)
+    publish(exported_run, repository)
     told = reader.page.evaluate(
         """async ([host, prompt]) => {
             const { env, pipeline } = await import("@huggingface/transformers");

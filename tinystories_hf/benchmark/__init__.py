@@ -1,4 +1,4 @@
-"""This package beside stock Transformers and a compiled GPT-2 of the same shape.
+"""Benchmarks of this package, stock Transformers and a compiled GPT-2 of the same shape.
 
 Use `run.run_benchmark`.
 """

@@ -1,4 +1,4 @@
-"""What else could be done at each place, timed: why the fast path is made as it is."""
+"""Timings of alternative implementations, which explain the choices of the fast path."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Milliseconds = dict[str, float]
 
 
 def measure_alternatives(shape: ModelArguments, context: int, rows: int) -> dict[str, Any]:
-    """Return the best of several times in ms, forward and backward; of products GFLOP/s."""
+    """Return the best of several times in ms, forward and backward; matrix products in GFLOP/s."""
     return {
         "attention": [
             attention_alternatives(shape, head_dim, dropout, context, rows)
@@ -41,7 +41,7 @@ def measure_alternatives(shape: ModelArguments, context: int, rows: int) -> dict
 def attention_alternatives(
     shape: ModelArguments, head_dim: int, dropout: float, context: int, rows: int
 ) -> dict[str, Any]:
-    """Time a local layer of 16 heads: stock, PyTorch's attention, our kernel."""
+    """Time a local layer of 16 heads: Transformers, PyTorch's attention, this package's kernel."""
     heads = shape.num_heads
     layers, hidden = len(shape.attention_types), heads * head_dim
     smaller = replace(shape, hidden_size=hidden, num_layers=layers, vocab_size=16)
@@ -71,7 +71,7 @@ def attention_alternatives(
 def loss_alternatives(
     shape: ModelArguments, precision: str, context: int, rows: int
 ) -> dict[str, Any]:
-    """Time the head with its loss: whole logits, `F.linear_cross_entropy`, ours."""
+    """Time the head with its loss: full logits, `F.linear_cross_entropy`, this package's."""
     hidden = torch.randn(rows, context, shape.hidden_size, device=device_type(), requires_grad=True)
     weight = torch.randn(shape.vocab_size, shape.hidden_size, device=device_type()) / 10
     weight.requires_grad_()
@@ -107,9 +107,9 @@ def _linear_cross_entropy(
 
 
 def products(shape: ModelArguments, dtype: torch.dtype) -> dict[str, Any]:
-    """Take the operations per second of the head's matrix products over one chunk of tokens.
+    """Measure the operations per second of the head's matrix products over one chunk of tokens.
 
-    They are long and thin; `square` is what a product that suits the machine runs at.
+    They are long and thin; `square` is a square product, for comparison.
     """
     weight = torch.randn(shape.vocab_size, shape.hidden_size, device=device_type()).to(dtype)
     tokens = chunk_tokens(weight)
@@ -132,7 +132,7 @@ def products(shape: ModelArguments, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _compiled(shape: ModelArguments, precision: str, context: int, rows: int) -> dict[str, Any]:
-    """Time our step with its blocks compiled and not, and what compiling costs at the start."""
+    """Time this package's step with and without compiled blocks, and the compilation itself."""
     case = Case(precision, 0.1, 0.1, rows)
     ids = torch.randint(shape.vocab_size, (rows, context), device=device_type())
     found: dict[str, Any] = {"precision": precision}
@@ -156,7 +156,7 @@ def _loss_of(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 def best(run: Callable[[], object], times: int = 5) -> float:
-    """Return the least milliseconds of several runs, after one to warm up."""
+    """Return the fewest milliseconds of several runs, after one warm-up run."""
     run()
     found = []
     for _ in range(times):

@@ -1,4 +1,4 @@
-"""What a step costs, counted from the shape of the model: operations, bytes held, moved and sent.
+"""The cost of a step, computed from the shape of the model: operations and bytes.
 
 Counted is what this package does: attention without score matrices, the head by chunks, bf16
 autocast over fp32 weights, AdamW. `tests/test_scaling.py` holds the counts against real tensors.
@@ -30,26 +30,26 @@ def block_parameters(shape: ModelArguments) -> int:
 
 
 def parameter_count(shape: ModelArguments) -> int:
-    """Return all parameters, the tied head once."""
+    """Return the number of parameters; the tied head counts once."""
     return block_parameters(shape) + shape.hidden_size * (
         shape.vocab_size + shape.max_position_embeddings
     )
 
 
 def inner_size(shape: ModelArguments) -> int:
-    """Return the width of the MLP."""
+    """Return the hidden size of the MLP."""
     return shape.intermediate_size or 4 * shape.hidden_size
 
 
 def matrix_weights(shape: ModelArguments) -> int:
-    """Return the weights that a token is multiplied with, the head's included."""
+    """Return the number of matrix weights that a token is multiplied with, including the head."""
     hidden = shape.hidden_size
     blocks = shape.num_layers * (4 * hidden**2 + 2 * hidden * inner_size(shape))
     return blocks + hidden * shape.vocab_size
 
 
 def keys_seen(shape: ModelArguments, kind: str, context: int) -> float:
-    """Return the keys that a position of a `global` or `local` layer sees, on average."""
+    """Return the mean number of keys that a position of a `global` or `local` layer attends to."""
     window = min(context, shape.window_size if kind == "local" else context)
     return window - window * (window - 1) / (2 * context)
 

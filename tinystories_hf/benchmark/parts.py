@@ -149,19 +149,19 @@ def _with_steps(arguments: Arguments, steps: int) -> Arguments:
 
 
 class _Stopwatch(TrainerCallback):
-    """Takes the time from the end of the first step to the end of the last."""
+    """Measures the time from the end of the first step to the end of the last."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Note when the step's work is done."""
+        """Record the time when the step is complete."""
         wait_for_device()
         self.times.append(time.perf_counter())
 
 
 def _trainer_rate(arguments: Arguments, prepared: PreparedData, case: Case, name: str) -> float:
-    """Return the tokens per second of a run of the Trainer, without its first step."""
+    """Return the tokens per second of a Trainer run, without its first step."""
     watch = _Stopwatch()
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         training = replace(arguments.training, output_dir=folder)
@@ -192,7 +192,7 @@ def _collate_as_run_clm(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
 
 
 def evaluation_rates(bench: Bench) -> _Numbers:
-    """Time the loss of rows without a gradient, in fp32 as all published losses are."""
+    """Time the loss of rows without gradients, in fp32 like all published losses."""
     case = Case("fp32", 0.0, 0.0, bench.rows)
     steps = {
         name: evaluation_step(name, bench.shape, case, bench.context)
@@ -202,7 +202,7 @@ def evaluation_rates(bench: Bench) -> _Numbers:
 
 
 def preparation_rates(bench: Bench, tokens: int = 20_000_000) -> _Numbers:
-    """Time a text file to rows on disk, from scratch: the training stories, over and over."""
+    """Time the preparation of a text file, from scratch, with the training stories repeated."""
     data, context = bench.arguments.data, bench.context
     counts = bench.prepared.manifest.split("train")
     with tempfile.TemporaryDirectory() as folder:
@@ -232,10 +232,10 @@ def preparation_rates(bench: Bench, tokens: int = 20_000_000) -> _Numbers:
 
 
 def generation_rates(bench: Bench, *, prompts: int = 44, completions: int = 10) -> _Numbers:
-    """Time stories of up to 200 tokens at temperature 1, from beginnings of validation stories.
+    """Time stories of up to 200 tokens at temperature 1, prompted by validation stories.
 
-    Ours tells all of them, `pipeline` one of each of the first 8 prompts. The weights are fresh:
-    no story ends by itself, and both sides tell the same number of tokens.
+    This package generates all of them, `pipeline` one for each of the first 8 prompts. The weights
+    are random, so no story ends early, and all have the same number of tokens.
     """
     context, case = bench.context, Case("fp32", 0.0, 0.0, 1)
     longest = min(200, context // 2)
@@ -302,10 +302,10 @@ def growth(bench: Bench) -> list[_Numbers]:
 
 
 def roofline(bench: Bench, steps: list[_Numbers]) -> list[_Numbers]:
-    """Hold our steps against what this machine can do.
+    """Compare this package's steps with the limits of this machine.
 
-    The time of a step is at least that of its matrix operations at the measured rate, and at least
-    that of moving its weights, gradients and optimizer states at the measured bandwidth.
+    A step takes at least the time of its matrix operations at the measured rate, and at least the
+    time of moving its weights, gradients and optimizer states at the measured bandwidth.
     """
     bandwidth = memory_bandwidth()
     operations = operations_per_token(bench.shape, bench.context)
@@ -344,7 +344,7 @@ def _compare(what: str, case: Case, works: Mapping[str, Work], rounds: int) -> _
 
 
 def _numbers(what: str, case: Case, rates: Mapping[str, Rate]) -> _Numbers:
-    """Return the rates of a comparison as numbers, and say them."""
+    """Return the rates of a comparison as numbers, and print them."""
     said = ", ".join(f"{name} {rate.median:,.0f}" for name, rate in rates.items())
     print(f"{what:16} {case}: {said} tokens/s", flush=True)
     return {**asdict(case), **{name: asdict(rate) for name, rate in rates.items()}}

@@ -1,4 +1,4 @@
-"""From a benchmark to its JSON, its tables and its plots; the pages are filled from the JSON."""
+"""The tables and plots of a benchmark, from its JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _Numbers = dict[str, Any]
 
 
 def benchmark_tables(results: _Numbers) -> str:
-    """Return the Markdown tables of a benchmark, one for each part that it has."""
+    """Return the Markdown tables of a benchmark, one per part."""
     parts = results["parts"]
     makers: dict[str, Callable[[Any], str]] = {
         "step": _steps,
@@ -29,7 +29,7 @@ def benchmark_tables(results: _Numbers) -> str:
 
 
 def summary(results: _Numbers) -> str:
-    """Return the few numbers for the README: stock, ours, and how many times as fast."""
+    """Return the summary table: stock, this package, and their ratio."""
     parts = results["parts"]
     rows = []
     for step in parts["step"]:
@@ -59,7 +59,7 @@ def summary(results: _Numbers) -> str:
 
 
 def table(title: str, header: str, rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table under its title; the header's columns stand between ` | `."""
+    """Return a Markdown table under its title; the columns of `header` are separated by ` | `."""
     columns = header.split(" | ")
     lines = [f"| {header} |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
@@ -213,7 +213,7 @@ def _alternatives(found: _Numbers) -> str:
 
 
 def plot_growth(rows: list[_Numbers], path: Path, title: str) -> None:
-    """Draw tokens per second over batch, context, hidden size and vocabulary."""
+    """Plot tokens per second over batch, context, hidden size and vocabulary."""
     from matplotlib.figure import Figure
 
     axes_names = list(dict.fromkeys(row["axis"] for row in rows))

@@ -1,4 +1,4 @@
-"""A benchmark from its command line to its JSON."""
+"""Run a benchmark from its command line, and write its JSON."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ PARTS = (
 
 @dataclass(frozen=True)
 class BenchmarkArguments:
-    """What is measured, and how often."""
+    """Which parts are measured, and how often."""
 
     parts: list[str] = option(f"which of {', '.join(PARTS)}", list(PARTS))
-    rows: int = option("rows in a step", 8)
-    rounds: int = option("times that each is measured, in turn", 3)
-    json: str | None = option("file for the numbers; a plot of the growth goes beside it", None)
+    rows: int = option("rows per step", 8)
+    rounds: int = option("number of rounds in which the implementations take turns", 3)
+    json: str | None = option("file for the results; a plot of the growth is saved beside it", None)
 
     def __post_init__(self) -> None:
         unknown = set(self.parts) - set(PARTS)
         if unknown:
-            raise UserError(f"parts: {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
+            raise UserError(f"parts: {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
         if "roofline" in self.parts and "step" not in self.parts:
-            raise UserError("parts: roofline holds the steps against the machine; add step")
+            raise UserError("parts: roofline compares the steps with the machine; add step")
         if self.rows < 1 or self.rounds < 1:
             raise UserError("rows and rounds must be at least 1")
 
 
 class BenchmarkRequest(NamedTuple):
-    """What scripts/benchmark.py is asked for."""
+    """The request of scripts/benchmark.py."""
 
     benchmark: BenchmarkArguments
     arguments: Arguments
@@ -55,14 +55,14 @@ class BenchmarkRequest(NamedTuple):
 def parse_benchmark_arguments(
     argv: Sequence[str] | None = None, *, description: str = ""
 ) -> BenchmarkRequest:
-    """Read the command line: the flags of a run, and those of `BenchmarkArguments`.
+    """Read the command line: the flags of a run and those of `BenchmarkArguments`.
 
     Raises:
         UserError: as `parse_arguments`, or an unknown part.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = StrictParser("", add_help=False)
-    parser.add_dataclass("benchmark (in brackets: the value without the flag)", BenchmarkArguments)
+    parser.add_dataclass("benchmark (default in brackets)", BenchmarkArguments)
     if {"-h", "--help"} & set(argv):
         print(parser.format_help())
     namespace, rest = parser.parse_known_args(argv)
@@ -72,10 +72,10 @@ def parse_benchmark_arguments(
 
 
 def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
-    """Measure the parts that are asked for, print their tables, and write the JSON.
+    """Measure the requested parts, print their tables, and write the JSON.
 
     Raises:
-        UserError: the corpus or tokenizer cannot be used, or there is no place for the JSON.
+        UserError: the corpus or tokenizer cannot be used, or the folder of the JSON does not exist.
     """
     from tinystories_hf.benchmark import parts
     from tinystories_hf.benchmark.alternatives import measure_alternatives
@@ -89,7 +89,7 @@ def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
     wanted, arguments = request
     target = Path(wanted.json) if wanted.json else None
     if target and not target.parent.is_dir():
-        raise UserError(f"json: there is no folder {target.parent}; make it first")
+        raise UserError(f"json: the folder {target.parent} does not exist; create it first")
     if target:
         check_writable(target.parent, "json")
     made = environment.describe_environment(device_type())

@@ -1,4 +1,4 @@
-"""What the machine offers a run: the device, the precision, the threads."""
+"""The device, the precision and the threads that the machine offers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Precision = Literal["no", "bf16", "fp16"]
 
 
 def has_native_bf16() -> bool:
-    """Tell whether bf16 is native: emulated it is slower than fp32."""
+    """Return whether the device computes bf16 natively; emulated bf16 is slower than fp32."""
     kind = device_type()
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -22,14 +22,14 @@ def has_native_bf16() -> bool:
 
 
 def has_tf32() -> bool:
-    """Tell whether fp32 matrix products may be rounded to TF32, several times as fast."""
+    """Return whether the GPU has TF32, which is several times as fast as fp32."""
     return device_type() == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
 
 
 @contextmanager
 def restoring_precision() -> Iterator[None]:
-    """Leave fp32 products as they were: where TF32 is allowed, the Trainer switches it on."""
-    backends: Any = torch.backends  # whose types do not know fp32_precision
+    """Restore the fp32 precision afterwards: the Trainer enables TF32 for the whole process."""
+    backends: Any = torch.backends  # its type stubs lack fp32_precision
     before = backends.fp32_precision
     try:
         yield
@@ -39,7 +39,7 @@ def restoring_precision() -> Iterator[None]:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Compute fp32 in fp32, whatever training allows itself."""
+    """Disable TF32 inside the block."""
     backends: Any = torch.backends
     with restoring_precision():
         backends.fp32_precision = "ieee"
@@ -47,9 +47,9 @@ def full_precision() -> Iterator[None]:
 
 
 def reduce_in_fp32(accelerator: Any) -> None:
-    """Let sharded training (FSDP2) in bf16 add gradients up, and return its loss, in fp32.
+    """Reduce gradients and return the loss in fp32 in sharded training (FSDP2) with bf16.
 
-    As accelerate sets it up both are bf16, in which a loss near 2 has steps of 1/128.
+    accelerate sets both to bf16, in which a loss near 2 has steps of 1/128.
     """
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.mixed_precision_policy is not None:
@@ -59,16 +59,16 @@ def reduce_in_fp32(accelerator: Any) -> None:
 
 
 def should_compile(torch_compile: bool | Literal["auto"]) -> bool:
-    """Tell whether the blocks are to be compiled for training.
+    """Return whether the blocks are compiled for training.
 
-    On the CPU it does not pay: compiled blocks go without our kernel (docs/benchmarks.md).
+    Not on the CPU: compiled blocks cannot use this package's kernel (docs/benchmarks.md).
     """
     return device_type() == "cuda" if torch_compile == "auto" else torch_compile
 
 
 def device_type() -> str:
-    """Return the kind of device that accelerate will choose, before it does."""
-    # A CUDA build names CUDA on a machine without a GPU, too, unless asked whether it is there.
+    """Return the device type that accelerate will choose, such as `cuda` or `cpu`."""
+    # Without check_available a CUDA build returns CUDA on a machine without a GPU too.
     found = torch.accelerator.current_accelerator(check_available=True)
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
     return "cpu" if found is None or on_cpu else found.type
@@ -76,10 +76,10 @@ def device_type() -> str:
 
 @contextmanager
 def sharing_cores() -> Iterator[None]:
-    """Give each process of a launcher on the CPU its share of the cores.
+    """Give each launched process on the CPU its share of the cores.
 
-    `accelerate launch` sets OMP_NUM_THREADS=1 unless told otherwise, which leaves all but one core
-    idle where there is no GPU; any other value is somebody's choice and stays.
+    `accelerate launch` sets OMP_NUM_THREADS=1 by default, which leaves all but one core idle
+    without a GPU. Any other value is the user's choice and is kept.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""What a number depends on besides the settings: command, commit, versions, machine."""
+"""The environment that results are recorded with: command, commit, versions, machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-NO_PATHS = ("story_separator",)  # `/` and `~` are none there
+NO_PATHS = ("story_separator",)  # settings in which `/` and `~` do not mean a path
 LIBRARIES = (
     "tinystories_hf",
     "torch",
@@ -28,13 +28,14 @@ LIBRARIES = (
 
 
 def portable(value: Any) -> Any:
-    """Return a setting as it may be published: an absolute path below here relative, others named.
+    """Return a setting without the paths of this machine, as it may be published.
 
-    What lies elsewhere keeps its last name only; its content is known by its sha256.
+    An absolute path below the current folder becomes relative. Any other keeps only its last part;
+    its content is identified by its sha256.
     """
     try:
         path = Path(value).expanduser() if isinstance(value, str) else None
-    except RuntimeError:  # text that begins with ~
+    except RuntimeError:  # a text that begins with ~
         return value
     if path is None or not path.is_absolute():
         return value
@@ -48,7 +49,7 @@ def _portable_command(words: list[str]) -> str:
 
 
 def describe_environment(device_type: str) -> dict[str, Any]:
-    """Return what every number needs beside it: command, time, commit, versions and machine."""
+    """Return what is recorded with every result: command, time, commit, versions and machine."""
     commit, dirty = git_state()
     return {
         "command": _portable_command([Path(sys.executable).name, *sys.argv]),
@@ -62,7 +63,7 @@ def describe_environment(device_type: str) -> dict[str, Any]:
 
 
 def library_versions(*more: str) -> dict[str, str]:
-    """Return the version of each library that numbers may depend on, and of `more`."""
+    """Return the versions of the libraries that results may depend on, and of `more`."""
     names = (*LIBRARIES, *more)
     return {name: version for name in names if (version := _version(name))}
 
@@ -73,7 +74,7 @@ def now() -> str:
 
 
 def git_state() -> tuple[str | None, bool | None]:
-    """Return the commit of the code and whether it has changes; None where there is no git."""
+    """Return the commit of the code and whether there are local changes; None without git."""
     folder = Path(__file__).resolve().parent
     try:
         root = _git(folder, "rev-parse", "--show-toplevel")
@@ -116,7 +117,7 @@ def describe_device(device_type: str) -> str:
 
 
 def power_limit_watts() -> float | None:
-    """Return the power limit of the first GPU of NVIDIA, None where it cannot be read."""
+    """Return the power limit of the first NVIDIA GPU in watts, or None if it cannot be read."""
     command = ["nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
     try:
         return float(_output(command).splitlines()[0])

@@ -1,4 +1,4 @@
-"""How a run ends when it does not end well, and how a script reports it."""
+"""The errors that a script reports in one line, and their exit codes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from contextlib import contextmanager
 
 EXIT_RUN_FAILED = 1
 EXIT_USER_ERROR = 2
-# EX_TEMPFAIL of BSD's sysexits.h: nothing is wrong, the same command again goes on.
+# EX_TEMPFAIL of BSD's sysexits.h: nothing is wrong, and the same command resumes.
 EXIT_STOPPED = 75
-# What a machine refuses anybody: not allowed, read-only, full, no locks, broken, too many files.
+# Errors of the machine rather than the program: no permission, read-only, full, no locks, I/O
+# error, too many open files.
 REFUSED = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
     *(errno.ENOLCK, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE),
@@ -26,20 +27,20 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run cannot continue: the disk or the memory is full, the loss is no number.
+    """A run cannot continue: the disk or the memory is full, or the loss is NaN or infinite.
 
-    Or what comes after it cannot, such as an upload. The message says what to do. What had been
-    saved is whole.
+    Or a later stage failed, such as an upload. The message says what to do. Everything saved
+    before is complete.
     """
 
 
 class Stopped(BaseException):
-    """Training was asked to stop by a signal, and has; no handler of errors may take it for one."""
+    """Training was stopped by a signal. Not an `Exception`, so that no error handler catches it."""
 
 
 @contextmanager
 def reporting_unreadable(key: str, path: object) -> Iterator[None]:
-    """Turn what the system says of a file that a setting names, such as no permission, into one."""
+    """Turn an `OSError` about a file that a setting names into a `UserError`."""
     try:
         yield
     except OSError as error:
@@ -48,10 +49,12 @@ def reporting_unreadable(key: str, path: object) -> Iterator[None]:
 
 @contextmanager
 def after_work_began(begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """Turn a `UserError` into a `RunError` once work was written: code 2 says that none was.
+    """Turn a `UserError` into a `RunError` once something was written.
+
+    Exit code 2 means that nothing was written.
 
     Raises:
-        RunError: an input cannot be used, and `begun` says that something was written before.
+        RunError: an input cannot be used, and `begun` returns that something was written before.
     """
     try:
         yield
@@ -61,4 +64,4 @@ def after_work_began(begun: Callable[[], bool] = lambda: True) -> Iterator[None]
         raise RunError(str(error)) from error
 
 
-HOW_TO_RESUME = "the same command with --resume_from_checkpoint auto goes on"
+HOW_TO_RESUME = "the same command with --resume_from_checkpoint auto resumes it"

@@ -1,4 +1,4 @@
-"""Writing to disk so that a reader, a kill or a lost machine never meets half of it."""
+"""Atomic writes, locks and digests: a reader never sees a partly written file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def file_sha256(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text by one rename: whoever reads finds the old one or the new one."""
+    """Write a text file atomically, by one rename: a reader sees the old file or the new one."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         unfinished.write_text(text, encoding="utf-8")
@@ -46,14 +46,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON by one rename."""
+    """Write a JSON file atomically, by one rename."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, from the system's memory to the disk."""
+    """Flush a file, or the entries of a folder, to disk (fsync)."""
     if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folders
+        return  # Windows cannot open folders
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -62,9 +62,9 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Bring a folder with all that is in it to the disk, with the permissions that umask gives.
+    """Flush a folder and everything in it to disk, with the permissions that the umask gives.
 
-    safetensors writes files that their owner alone can read.
+    safetensors creates files that only their owner can read.
     """
     new = folder / ".new"
     new.touch()
@@ -149,14 +149,14 @@ def _acquired(lock: BaseFileLock, patience: float) -> bool:
 
 @contextlib.contextmanager
 def appearing(folder: Path, setting: str, what: str) -> Iterator[Path | None]:
-    """Yield a folder to work in, which gets its name, whole and synced, when all is done.
+    """Yield a working folder that is synced and renamed to `folder` when the block succeeds.
 
-    One process works at a time: where another was quicker, None is yielded and its folder is there
-    (`what` says in the meantime what is being waited for). Whatever happens, nothing half done gets
-    the name; what a killed process left is removed by the next one.
+    One process works at a time: where another process finished first, None is yielded and `folder`
+    exists (`what` describes the work in the message printed while waiting). An incomplete folder
+    never gets the name; what a killed process left is removed by the next one.
 
     Raises:
-        UserError: nothing can be written there; it names the `setting` that chose the place.
+        UserError: the folder cannot be written; the message names the `setting` that chose it.
     """
     root = folder.parent
     created = [path for path in (root, *root.parents) if not path.exists()]
@@ -183,21 +183,20 @@ def appearing(folder: Path, setting: str, what: str) -> Iterator[Path | None]:
 
 
 def _say_waiting(what: str) -> None:
-    print(f"another process is {what} the same; waiting for it", file=sys.stderr, flush=True)
+    print(f"another process is {what} the same data; waiting for it", file=sys.stderr, flush=True)
 
 
 def remove_created(created: list[Path]) -> None:
-    """Remove folders that were made for nothing, the innermost first."""
-    with contextlib.suppress(OSError):  # a folder that is in use by now stays
+    """Remove folders that were created and stayed empty, the innermost first."""
+    with contextlib.suppress(OSError):  # a folder that is in use by now is kept
         for path in created:
             path.rmdir()
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Tell whether an error says that the disk, or the share of it one may use, is full.
+    """Return whether an error means that the disk or the quota is full.
 
-    The libraries that write for us (safetensors, PyTorch, pyarrow) put the system's words into
-    errors of their own.
+    safetensors, PyTorch and pyarrow wrap the system's message in errors of their own.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -210,7 +209,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def free_bytes(path: Path) -> int:
-    """Return the free space where a path is, or will be."""
+    """Return the free bytes of the file system of a path, which need not exist yet."""
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
@@ -218,7 +217,7 @@ def free_bytes(path: Path) -> int:
 
 @contextlib.contextmanager
 def reporting_full_disk(folder: Path, what: str) -> Iterator[None]:
-    """Turn the errors of a full disk into one sentence.
+    """Turn the errors of a full disk into a `RunError`.
 
     Raises:
         RunError: the disk is full.
@@ -228,12 +227,12 @@ def reporting_full_disk(folder: Path, what: str) -> Iterator[None]:
     except (RunError, UserError):
         raise
     except Exception as error:
-        # PyTorch says no more than that its stream failed, numpy how many items it could not write.
+        # PyTorch only reports that its stream failed, numpy how many items it could not write.
         failed = isinstance(error, (RuntimeError, OSError))
         no_room = failed and free_bytes(folder) < NO_ROOM_BYTES
         if not is_disk_full(error) and not no_room:
             raise
         raise RunError(
             f"{what}: no space left on the disk of {folder} ({free_bytes(folder) / 1e6:,.0f} MB"
-            " free); nothing saved before is lost: make space and give the same command again"
+            " free); nothing saved before is lost: free some space and run the same command again"
         ) from error

@@ -1,4 +1,4 @@
-"""Settings that the launcher and the environment variables ask for, and which are refused."""
+"""What the launcher and the environment variables ask for; unsupported requests are refused."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tinystories_hf.core.errors import UserError
 
 ONES_OF_A_GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SIZES_OF_MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-# What `accelerate launch` sets for other ways to share a model out, and their names.
+# Variables that `accelerate launch` sets for unsupported kinds of parallelism.
 OTHER_WAYS = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
 }
-# Variables that accelerate reads, what they choose, and the values that can be used here.
+# Variables that accelerate reads, the settings they choose, and the supported values.
 _CHOICES = (
     ("ACCELERATE_MIXED_PRECISION", "mixed_precision", ["bf16", "fp16", "no"]),
     ("ACCELERATE_DYNAMO_BACKEND", "dynamo_backend", [x.lower() for x in DynamoBackend.list()]),
@@ -29,10 +29,10 @@ _CHOICES = (
 
 
 def check_launch() -> None:
-    """Find out whether this process can do what its launcher and its environment ask for.
+    """Check that this package supports what the launcher and the environment ask for.
 
     Raises:
-        UserError: it cannot; the message names the file or the variable.
+        UserError: it does not; the message names the file or the variable.
     """
     _check_group()
     _check_mpi()
@@ -55,10 +55,10 @@ def check_launch() -> None:
 
 
 def launcher_precision() -> Precision | None:
-    """Return the precision that the launcher was asked for; None where it was not.
+    """Return the precision that the launcher was asked for, or None.
 
-    `accelerate launch` sets the variable in any case, to `no` where nobody asked, and `accelerate
-    config` writes `no` into a file for everybody who presses Enter. Only its own flag is a choice.
+    `accelerate launch` always sets the variable, to `no` by default, and `accelerate config`
+    writes `no` for everybody who presses Enter. So `no` counts only where the flag was given.
     """
     found = os.environ.get("ACCELERATE_MIXED_PRECISION")
     if found in ("bf16", "fp16"):
@@ -69,7 +69,7 @@ def launcher_precision() -> Precision | None:
 
 
 def launcher_command() -> list[str]:
-    """Return the command line of `accelerate launch`; empty where it did not start this process."""
+    """Return the command line of `accelerate launch`, or [] if it did not start this process."""
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return []
     try:
@@ -80,7 +80,7 @@ def launcher_command() -> list[str]:
 
 
 def setting_source(variable: str) -> str:
-    """Name where a setting comes from: the launcher's flags, its file, or the variable alone."""
+    """Describe where a setting comes from: the launcher's flags, its file, or the variable."""
     command = launcher_command()
     if not any("accelerate" in word for word in command):
         return f"{variable}={os.environ.get(variable)} in the environment"
@@ -94,10 +94,10 @@ def setting_source(variable: str) -> str:
 
 
 def _check_group() -> None:
-    """Raise a `UserError` where the variables of a group of processes are half there."""
+    """Raise a `UserError` if only some variables of a process group are set."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
         if not re.fullmatch(r"-?\d{1,9}", os.environ.get(name, "0")):
-            raise UserError(f"{name}: {os.environ[name]!r} in the environment is no whole number")
+            raise UserError(f"{name}: {os.environ[name]!r} in the environment is not an integer")
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     several = size > 1 or int(os.environ.get("LOCAL_RANK", "-1")) >= 0
     there = [name for name in ONES_OF_A_GROUP if name in os.environ]
@@ -112,13 +112,13 @@ def _check_group() -> None:
 
 
 def _check_mpi() -> None:
-    """Raise a `UserError` where MPI has started several processes, and no launcher a group."""
+    """Raise a `UserError` if MPI started several processes that form no process group."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return
     for name in SIZES_OF_MPI:
         value = os.environ.get(name, "1")
         if value != "1":
             raise UserError(
-                f"{name}={value} in the environment is from MPI, which is not supported; start"
-                f" several processes with `accelerate launch`, a single one after `unset {name}`"
+                f"{name}={value} in the environment is set by MPI, which is not supported;"
+                f" start several processes with `accelerate launch`, or one after `unset {name}`"
             )

@@ -1,7 +1,4 @@
-"""C++ of this package, compiled once for the machine and loaded.
-
-It does what Python and PyTorch are too slow for.
-"""
+"""Compile this package's C++ files once for the machine, and load them."""
 
 from __future__ import annotations
 
@@ -26,27 +23,29 @@ _FLAGS: tuple[str, ...] = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-s
 
 
 class NotCompiledError(Exception):
-    """A C++ file cannot be used here; the message says why, and what helps."""
+    """A C++ file cannot be compiled or loaded here; the message gives the reason and the fix."""
 
 
 @functools.cache
 def load_library(name: str) -> ctypes.CDLL | None:
-    """Load a C++ file of this package; where that is not possible, return None and say why."""
+    """Load a C++ file of this package; where that fails, log the reason and return None."""
     try:
         return compile_library(name)
     except NotCompiledError as error:
         logger.warning(
-            "%s; PyTorch's and Python's own ways give the same numbers, several times slower.",
+            "%s; the slower PyTorch and Python implementations are used and give the same results.",
             error,
         )
         return None
 
 
 def compile_library(name: str) -> ctypes.CDLL:
-    """Load a C++ file of this package, compiled where this machine has not yet (4 s).
+    """Load a C++ file of this package, compiling it first if needed (4 s).
+
+    `name` is relative to the package, such as `model/kernels.cpp`.
 
     The library is loaded from the user's cache. It is loaded from the folder of temporary files
-    where the cache cannot be written, or lies on a file system that runs no programs (noexec).
+    where the cache cannot be written, or is on a file system mounted noexec.
 
     Raises:
         NotCompiledError: there is no compiler, it fails, or neither folder can be used.
@@ -54,7 +53,7 @@ def compile_library(name: str) -> ctypes.CDLL:
     source = _SOURCES / name
     try:
         command = [*_compiler(), *_FLAGS]
-        # For this very processor: a home directory may be shared between machines.
+        # Keyed by the processor too: a home directory may be shared between machines.
         identity = "\n".join([*command, _run([*_compiler(), "--version"]), _processor()])
         digest = hashlib.sha256(source.read_bytes() + identity.encode()).hexdigest()[:16]
         kept = _kept(f"{source.stem}-{digest}")
@@ -72,8 +71,8 @@ def compile_library(name: str) -> ctypes.CDLL:
             return _load_temporary(fresh)
     except subprocess.CalledProcessError as error:
         raise NotCompiledError(
-            f"{name} cannot be compiled ({_complaint(error)}). It takes a C++ compiler with OpenMP"
-            " (g++ or clang++); name one in CXX"
+            f"{name} cannot be compiled ({_complaint(error)}). A C++ compiler with OpenMP is"
+            " needed (g++ or clang++); set CXX to one"
         ) from None
     except OSError as error:
         raise NotCompiledError(f"{name} cannot be compiled ({error})") from None
@@ -82,7 +81,7 @@ def compile_library(name: str) -> ctypes.CDLL:
 def _kept(stem: str) -> Path | None:
     """Return the library that is in the cache.
 
-    Its name ends in the sha256 of its content: to load one that was cut short ends the process.
+    Its name ends in the sha256 of its content: loading a truncated library crashes the process.
     """
     folder = _cache()
     with contextlib.suppress(OSError):
@@ -93,7 +92,7 @@ def _kept(stem: str) -> Path | None:
 
 
 def _keep(fresh: Path) -> Path | None:
-    """Copy a library into the cache; where that is not possible it is compiled again next time."""
+    """Copy a library into the cache; where that fails it is compiled again next time."""
     folder = _cache()
     if folder is None:
         return None
@@ -111,7 +110,7 @@ def _keep(fresh: Path) -> Path | None:
 
 
 def _cache() -> Path | None:
-    """Return the folder of compiled libraries, or None for a user who has no home."""
+    """Return the folder of compiled libraries, or None for a user without a home directory."""
     try:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     except RuntimeError:
@@ -135,8 +134,8 @@ def _load_temporary(path: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise NotCompiledError(
-            f"{path.name} is compiled but cannot be loaded ({error}). Where the reason is a file"
-            " system that is mounted noexec, name a folder on another in XDG_CACHE_HOME or TMPDIR"
+            f"{path.name} is compiled but cannot be loaded ({error}). If the file"
+            " system is mounted noexec, set XDG_CACHE_HOME or TMPDIR to a folder on another"
         ) from None
 
 
@@ -146,8 +145,8 @@ def _compiler() -> list[str]:
         found = shutil.which(name)
         if found:
             return [found, *named[1:]]
-    missing = f"CXX names {named[0]}, which is not there" if named else "there is no C++ compiler"
-    raise OSError(f"{missing}; install g++ or clang++ with OpenMP, or name one in CXX")
+    missing = f"CXX is {named[0]}, which was not found" if named else "no C++ compiler was found"
+    raise OSError(f"{missing}; install g++ or clang++ with OpenMP, or set CXX to one")
 
 
 def _run(command: list[str]) -> str:
@@ -163,10 +162,10 @@ def _complaint(error: subprocess.CalledProcessError) -> str:
 
 
 def _processor() -> str:
-    """Return what tells the instruction sets of processors apart."""
+    """Return the lines of /proc/cpuinfo that identify the instruction set."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor()
-    telling = ("model name", "flags", "Features")
-    return "\n".join(sorted({line for line in lines if line.startswith(telling)}))
+    identifying = ("model name", "flags", "Features")
+    return "\n".join(sorted({line for line in lines if line.startswith(identifying)}))

@@ -1,4 +1,4 @@
-"""The processes of one run."""
+"""The processes of a distributed run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tinystories_hf.core.errors import RunError
 
 @contextmanager
 def reporting_lost_process() -> Iterator[None]:
-    """Turn what a process says of another one that has ended into one sentence.
+    """Turn the error of a lost peer process into a `RunError`.
 
     Raises:
-        RunError: another process of the run is gone; it has said why.
+        RunError: another process of the run has ended.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The progress bars of other libraries, switched off."""
+"""Switching off the progress bars of other libraries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers.utils.logging import (
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Keep the progress bars of Transformers and of the Hub's client out of the output."""
+    """Hide the progress bars of Transformers and of huggingface_hub."""
     hub_shows, transformers_shows = not are_progress_bars_disabled(), is_progress_bar_enabled()
     disable_progress_bar()  # of both
     try:

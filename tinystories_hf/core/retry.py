@@ -10,7 +10,7 @@ from tinystories_hf.core.errors import UserError
 
 TRANSIENT_STATUS = (429, 500, 502, 503, 504)
 FIRST_WAIT_SECONDS = 2.0
-# A Hub that asks for a longer wait than this is not waited for.
+# Where the server asks for a longer wait than this, the request fails.
 MAX_WAIT_SECONDS = 600.0
 
 
@@ -21,7 +21,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def is_transient(error: Exception) -> tuple[bool, float | None]:
-    """Tell whether an error may pass by itself, and how long the Hub asks to wait."""
+    """Return whether an error is transient, and the seconds of its Retry-After header."""
     for cause in _chain(error):
         if isinstance(cause, UserError):
             return False, None
@@ -29,8 +29,8 @@ def is_transient(error: Exception) -> tuple[bool, float | None]:
             named = cause.response.headers.get("Retry-After", "")
             seconds = float(named) if named.isdigit() else None
             return cause.response.status_code in TRANSIENT_STATUS, seconds
-        # The transport's own errors, by name: the client's library changes with its version. An
-        # answer that is no JSON comes from a proxy in between.
+        # Transport errors by name: the HTTP library differs between versions of huggingface_hub. A
+        # response that is not JSON comes from a proxy in between.
         names = {kind.__name__ for kind in type(cause).__mro__}
         if names & {"TransportError", "JSONDecodeError"}:
             return True, None

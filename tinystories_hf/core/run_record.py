@@ -20,7 +20,7 @@ SAMPLES_FILE = "samples.md"
 
 @dataclass
 class Session:
-    """One start of the program: a run that was resumed has several."""
+    """One start of the program; a resumed run has several sessions."""
 
     command: str
     started: str
@@ -39,10 +39,10 @@ class Session:
 
 @dataclass
 class RunRecord:
-    """All that is needed to repeat a run and to trust its numbers.
+    """Everything needed to repeat a run and to check its results.
 
-    `run_id` names the run over all its sessions. Nothing here gives away where on its machine the
-    run was made: absolute paths are shortened, see `portable`.
+    `run_id` identifies the run over all its sessions. Absolute paths are shortened by `portable`,
+    so that the record can be published.
     """
 
     configuration: dict[str, Any]
@@ -56,12 +56,12 @@ class RunRecord:
         write_json(run_dir / RUN_RECORD, asdict(self))
 
     def state(self, run_dir: Path, stated: Mapping[str, Any]) -> None:
-        """Take the licence and languages that are stated after the run, for its cards."""
+        """Add the licence and languages that were given after the run, for its card."""
         self.configuration.setdefault("hub", {}).update(stated)
         self.write(run_dir)
 
     def end(self, run_dir: Path, status: Literal["finished", "stopped", "failed"]) -> None:
-        """Say how the last session ended."""
+        """Record how the last session ended."""
         self.sessions[-1].status = status
         self.sessions[-1].finished = now()
         self.write(run_dir)
@@ -71,13 +71,11 @@ def read_record(run_dir: Path) -> RunRecord:
     """Read the `run.json` of a run directory.
 
     Raises:
-        UserError: there is none, or it is not one of ours.
+        UserError: the file is missing, or is not a run record.
     """
     try:
         content = json.loads((run_dir / RUN_RECORD).read_text(encoding="utf-8"))
         sessions = [Session(**session) for session in content.pop("sessions")]
         return RunRecord(**content, sessions=sessions)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{run_dir / RUN_RECORD} is missing or not a record of a run: {error}"
-        ) from None
+        raise UserError(f"{run_dir / RUN_RECORD} is missing or not a run record: {error}") from None

@@ -23,13 +23,12 @@ from tinystories_hf.core.threads import let_waiting_threads_sleep
 
 @contextmanager
 def report_user_errors() -> Iterator[None]:
-    """Turn the ends that a user can do something about into one line on stderr and an exit code.
+    """Report the errors that a user can act on in one line on stderr, with an exit code.
 
-    2 for a `UserError`, 1 for a `RunError`, 75 for `Stopped`; every other error goes through, but
-    for what the machine refuses: whoever foresaw that has raised a `UserError`.
-    Under a launcher all processes usually fail alike; those after the first say who they are.
-    Every script runs inside it, so it also makes the output safe to print to, and lets threads
-    that wait sleep.
+    The code is 2 for a `UserError`, 1 for a `RunError` or an error of the machine (`REFUSED`), and
+    75 for `Stopped`. Any other exception is raised as it is. Under a launcher all processes usually
+    fail alike; those after the main process print their rank. Every script runs inside this
+    context, so it also makes the output streams safe and lets waiting threads sleep.
     """
     from tinystories_hf.core.console import make_streams_safe
 
@@ -47,14 +46,14 @@ def report_user_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno not in REFUSED:
             raise
-        # A library's lock; those of this package work without.
+        # The lock of another library; this package's own locks work without this support.
         fix = "; put HF_HOME on a file system that has locks" if error.errno == errno.ENOLCK else ""
         reason = f"{error.filename or 'the system'}: {error.strerror}{fix}"
         _end("error", reason, EXIT_RUN_FAILED)
 
 
 def _check_home() -> None:
-    """Raise a `UserError` where caches have no place: libraries would make a folder named `~`."""
+    """Raise a `UserError` without a home directory: libraries would create a folder named `~`."""
     named = {"HF_HOME", "XDG_CACHE_HOME"} & os.environ.keys()
     try:
         Path("~").expanduser()

@@ -135,7 +135,7 @@ def unknown_words_reported() -> Iterator[None]:
 
 
 def _cuts_as_gpt2(description: dict[str, Any]) -> bool:
-    """Tell whether words are cut by GPT-2's pattern and nothing looks beyond a word."""
+    """Return whether words are cut by GPT-2's pattern and nothing looks beyond a word."""
     expected = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     cutter = description["pre_tokenizer"] or {}
     model = description["model"]

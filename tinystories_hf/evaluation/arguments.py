@@ -120,7 +120,7 @@ def parse_evaluation_arguments(
         UserError: an unknown flag or suite, no model, or runs that were trained on different text.
     """
     parser = StrictParser(description)
-    title = "(in brackets: the value without the flag)"
+    title = "(default in brackets)"
     parser.add_dataclass(f"evaluation {title}", EvaluationArguments)
     parser.add_dataclass(
         "text (without a flag: as recorded in the run, else as in configs/xs.yaml)",

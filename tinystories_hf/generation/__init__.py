@@ -1,4 +1,4 @@
-"""Stories from prompts, many at once.
+"""Generate stories from prompts, in batches.
 
 Use `generate.generate` and `generate.load_for_generation`.
 """

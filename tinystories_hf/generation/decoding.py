@@ -1,7 +1,7 @@
-"""Token after token: many stories at once, each with its own random numbers.
+"""Batched sampling in which each story has its own random numbers.
 
-What is told does not depend on the batch: a story draws from a stream of its own, keeps its own
-length, and stops at its own end. Stories that have ended leave the batch.
+The text of a story does not depend on the rest of the batch: it has its own random stream, its own
+length and its own end. Finished stories are removed from the batch.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from transformers import DynamicCache, TopKLogitsWarper, TopPLogitsWarper
 from tinystories_hf.generation.arguments import GenerationArguments
 from tinystories_hf.model.modeling import GPTNeoForCausalLM
 
-# Ended stories are taken out of the batch, by copying its cache, when they are this share of it.
+# Finished stories are removed, by copying the cache, when they are this share of the batch.
 SHARE_TO_LEAVE = 1 / 8
-# Tokens that are cumulated together when one is drawn.
+# The block size of the cumulative sums in which a draw is looked up.
 _BLOCK = 256
 
 
 def uniform_draws(seed: int, stories: Sequence[int], steps: int) -> torch.Tensor:
-    """Return numbers in [0, 1) for each step of each story, (stories, steps), fp64."""
+    """Return uniform random numbers in [0, 1) per story and step, (stories, steps), fp64."""
     draws = [np.random.default_rng([seed, story]).random(steps) for story in stories]
     return torch.from_numpy(np.stack(draws))
 
@@ -32,8 +32,8 @@ def choose_tokens(
 ) -> torch.Tensor:
     """Return the next token of each story, (stories,), from logits (stories, vocabulary).
 
-    It is where the draw falls in the cumulated probabilities: one random number for each story,
-    where `generate` draws one for each token of the vocabulary.
+    It is found by inverting the cumulative distribution: one random number per story, where
+    `generate` of Transformers draws one per token of the vocabulary.
     """
     if settings.temperature == 0:
         return logits.argmax(-1)
@@ -48,10 +48,10 @@ def choose_tokens(
 
 
 def _where(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """Return the token at which each draw, (stories, 1), falls; probabilities need not sum to 1.
+    """Return the token of each draw, (stories, 1); probabilities need not sum to 1.
 
-    First the block of 256 tokens, then the token, cumulated in fp64: fp32 would lose all tokens
-    less likely than 3e-8, and cumulating the whole vocabulary takes as long as its logits.
+    First the block of 256 tokens is found, then the token, with cumulative sums in fp64: fp32 would
+    lose tokens below 3e-8, and a sum over the whole vocabulary takes as long as its logits.
     """
     vocabulary = probabilities.shape[-1]
     whole = vocabulary // _BLOCK * _BLOCK
@@ -65,7 +65,7 @@ def _where(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     inside = probabilities.gather(-1, tokens.clamp(max=vocabulary - 1)).double()
     inside[tokens >= vocabulary] = 0
     found = torch.searchsorted(inside.cumsum(-1), wanted - before, right=True)
-    # Rounding may leave the draw just past its block: the last token that can be drawn there.
+    # Rounding may put the draw just past its block: take the last token with a probability.
     likely = torch.where(inside > 0, torch.arange(_BLOCK, device=block.device), 0).amax(-1, True)
     return block * _BLOCK + torch.minimum(found, likely)
 
@@ -77,17 +77,17 @@ def decode(
     settings: GenerationArguments,
     context: int,
 ) -> list[list[int]]:
-    """Return what each prompt goes on with, an EOS included where the story ended by itself.
+    """Return the completion ids of each prompt, including the EOS if the story ended with one.
 
-    No story with its prompt is longer than `context` tokens, or goes on for more than
-    `settings.max_new_tokens`; `draws` is (prompts, steps) with as many steps as the longest takes.
+    A story has at most `context` tokens with its prompt, and at most `settings.max_new_tokens`
+    without; `draws` is (prompts, steps) with the steps of the longest completion.
     """
     eos, device = model.config.eos_token_id, model.device
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     limits = (context - lengths).clamp(max=settings.max_new_tokens or context)
     told = torch.full((len(prompts), int(limits.max())), eos)
     width = int(lengths.max())
-    rows = torch.arange(len(prompts))  # the story that each row of the batch tells
+    rows = torch.arange(len(prompts))  # the story of each row of the batch
     padding = width - lengths
     ids = torch.full((len(prompts), width), eos)
     for row, prompt in enumerate(prompts):
@@ -112,7 +112,7 @@ def decode(
             break
         if full.any() or (~going).float().mean() >= SHARE_TO_LEAVE:
             rows, chosen = rows[going], chosen[going]
-            # The longest prompts may be gone, and with them columns that pad all the others.
+            # Without the longest prompts some columns may be padding in every row.
             unused = int(padding[rows].min())
             _keep(cache, going.to(device), unused)
             padding, width = padding - unused, width - unused
@@ -123,19 +123,19 @@ def decode(
 
 
 def _mask(padding: torch.Tensor, width: int, device: torch.device) -> torch.Tensor | None:
-    """Return which columns of the cache are no padding, (stories, width); None where all are."""
+    """Return the mask of the columns that are not padding, (stories, width), or None if all are."""
     if not padding.any():
         return None
     return (torch.arange(width) >= padding[:, None]).long().to(device)
 
 
 def _keep(cache: DynamicCache, rows: torch.Tensor, first_column: int) -> None:
-    """Leave in the cache some stories, and the columns from one on."""
+    """Keep some stories of the cache, and its columns from one on."""
     for layer in cache.layers:
         layer.keys = layer.keys[rows, :, first_column:]
         layer.values = layer.values[rows, :, first_column:]
 
 
 def _until(ids: list[int], eos: int) -> list[int]:
-    """Return the ids up to the first EOS, which is included."""
+    """Return the ids up to and including the first EOS."""
     return ids[: ids.index(eos) + 1] if eos in ids else ids

@@ -1,4 +1,4 @@
-"""Stories from a model: seeded, batched, each to its own end and never past the context."""
+"""Generate stories: seeded and batched, each up to its EOS and never past the context."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tinystories_hf.model.positions import context_length
 
 @dataclass(frozen=True)
 class Story:
-    """A prompt and what the model made of it; `ended` tells whether it wrote the EOS itself."""
+    """A prompt and its completion; `ended` is True if the model generated the EOS."""
 
     prompt: str
     completion: str
@@ -42,7 +42,7 @@ def load_for_generation(
     Raises:
         UserError: there is no such model.
     """
-    # Transformers takes a folder that it may not look into for a name on the Hub.
+    # Transformers mistakes a folder without read permission for a Hub name.
     check_readable(Path(name), "model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
@@ -64,15 +64,14 @@ def generate(
     prompts: Sequence[str],
     settings: GenerationArguments | None = None,
 ) -> list[Story]:
-    """Tell `num_return_sequences` stories for each prompt, in the order of the prompts.
+    """Generate `num_return_sequences` stories per prompt, in the order of the prompts.
 
-    The same model and settings give the same stories; torch's own generators and the model's mode
-    are left as they were found. A GPT-Neo tells the same stories whatever the batch size, up to the
-    rounding of its matrix products; other architectures go through `generate`, where the batch size
-    decides on the draws.
+    The same model and settings give the same stories; torch's random state and the model's mode are
+    restored. The stories of a GPT-Neo do not depend on the batch size, up to the rounding of matrix
+    products. Other architectures use Transformers' `generate`, whose random numbers depend on it.
 
     Raises:
-        UserError: a prompt is empty or leaves no room in the context.
+        UserError: a prompt is empty or fills the context.
     """
     settings = settings or GenerationArguments()
     context = context_length(model)
@@ -83,7 +82,7 @@ def generate(
         if isinstance(model, GPTNeoForCausalLM) and settings.num_beams == 1:
             told = continue_prompts(model, given, settings, context)
         else:
-            # A search returns several sequences for one prompt, sampling draws each by itself.
+            # Beam search returns several sequences per prompt; sampling repeats the prompt.
             asked, per_call = (encoded, per_prompt) if settings.searches else (given, 1)
             told = []
             for start in range(0, len(asked), settings.batch_size):
@@ -94,10 +93,10 @@ def generate(
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return the tokens of a prompt with what the tokenizer puts before a text, not behind it.
+    """Return the ids of a prompt with special tokens before it, but not after it.
 
-    A template may begin a text with a token, as Llama's does. One that also ends it would have the
-    model continue behind the end.
+    A template may prepend a token, as Llama's does. If it also appends one, the model would
+    continue after the end of the text.
     """
     with unknown_words_reported():
         ids: list[int] = tokenizer(prompt).input_ids
@@ -111,17 +110,18 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str], context: int) -
     """Return the ids of each prompt.
 
     Raises:
-        UserError: one is empty or leaves no room in the context.
+        UserError: a prompt is empty or fills the context.
     """
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not ids:
             nothing = tokenizer.eos_token or tokenizer.bos_token
-            instead = f", such as {nothing!r} to begin from nothing" if nothing else ""
-            raise UserError(f"the prompt {prompt!r} has no tokens; give some{instead}")
+            instead = f", such as {nothing!r} for an unconditional story" if nothing else ""
+            raise UserError(f"the prompt {prompt!r} has no tokens; give a text{instead}")
         if len(ids) >= context:
             raise UserError(
-                f"the prompt {prompt[:40]!r} has {len(ids)} tokens; it needs fewer than the context"
+                f"the prompt {prompt[:40]!r} has {len(ids)} tokens; it must be shorter than the"
+                " context"
                 f" of {context}"
             )
     return encoded
@@ -133,7 +133,7 @@ def continue_prompts(
     settings: GenerationArguments,
     context: int,
 ) -> list[list[int]]:
-    """Return the continuation of each prompt in order; those of like length share a batch."""
+    """Return the completion of each prompt, in order; prompts of similar length share a batch."""
     told: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda story: len(prompts[story]))
     for start in range(0, len(order), settings.batch_size):
@@ -200,9 +200,9 @@ def _story(prompt: str, given: list[int], ids: list[int], tokenizer: Tokenizer) 
 
 
 def decode_after(tokenizer: Tokenizer, before: list[int], ids: list[int]) -> str:
-    """Return the text of tokens as it follows that of others.
+    """Return the text of tokens that follow others.
 
-    Decoded alone, tokens of SentencePiece or of whole words lose the space that they begin with.
+    Decoded on their own, tokens of SentencePiece or word-level tokenizers lose their first space.
     """
     given, whole = (
         tokenizer.decode(part, skip_special_tokens=True) for part in (before, before + ids)
@@ -212,9 +212,9 @@ def decode_after(tokenizer: Tokenizer, before: list[int], ids: list[int]) -> str
 
 
 def _how_to_choose(settings: GenerationArguments) -> dict[str, float | None]:
-    """Return the keyword arguments of `generate` that choose the next token."""
+    """Return the sampling arguments for Transformers' `generate`."""
     if settings.searches:
-        # Whatever generation_config.json says of sampling is set aside, or generate() warns.
+        # Resets the sampling settings of generation_config.json, or generate() would warn.
         sampling = {"temperature": None, "top_k": None, "top_p": None}
         return {"do_sample": False, "num_beams": settings.num_beams, **sampling}
     return {

@@ -12,17 +12,17 @@ from tinystories_hf.core.errors import UserError
 
 
 class PushRequest(NamedTuple):
-    """What scripts/push_to_hub.py is asked for."""
+    """The request of scripts/push_to_hub.py to publish a run."""
 
     model: Path
     revision: str
     dry_run: bool
     hub: HubArguments
-    stated: dict[str, Any]  # of the licence and languages of the card, those that are given
+    stated: dict[str, Any]  # the licence and languages that were given, for the card
 
 
 class SpaceRequest(NamedTuple):
-    """What scripts/push_to_hub.py is asked for where a page is to become a Space."""
+    """The request of scripts/push_to_hub.py to publish a page as a Space."""
 
     site: Path
     space: str
@@ -37,23 +37,31 @@ def parse_push_arguments(
     """Read the command line of scripts/push_to_hub.py.
 
     Raises:
-        UserError: an unknown flag, neither a run with its repository nor a page with its Space, or
+        UserError: an unknown flag; neither a run with its repository nor a page with its Space; or
             both.
     """
     parser = StrictParser(description)
     parser.add_argument("--model", metavar="DIR", help="run directory")
     parser.add_argument("--repo", metavar="NAME", help="repository, such as me/tinystories-xs")
     parser.add_argument("--revision", metavar="REV", help="branch to publish to [main]")
-    parser.add_argument("--license", metavar="NAME", help="for the card, such as mit")
-    parser.add_argument("--language", metavar="CODE", nargs="+", help="for the card, such as en")
-    parser.add_argument("--site", metavar="DIR", help="page of scripts/build_page.py, not a run")
-    parser.add_argument("--space", metavar="NAME", help="its Space, such as me/tinystories-demo")
-    parser.add_argument("--private", action="store_true", help="if the repository is created")
+    parser.add_argument("--license", metavar="NAME", help="licence on the card, such as mit")
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace what else the repository holds"
+        "--language", metavar="CODE", nargs="+", help="languages on the card, such as en"
     )
     parser.add_argument(
-        "--dry_run", action="store_true", help="show files and card, and change nothing"
+        "--site",
+        metavar="DIR",
+        help="page built by scripts/build_page.py, to publish instead of a run",
+    )
+    parser.add_argument(
+        "--space", metavar="NAME", help="Space for the page, such as me/tinystories-demo"
+    )
+    parser.add_argument("--private", action="store_true", help="create the repository as private")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace any other content of the repository"
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the files and the card without publishing"
     )
     flags = {name: setting.value for name, setting in parser.parse_layer(argv).items()}
     if {"site", "space"} & set(flags):
@@ -83,7 +91,7 @@ def _space_request(flags: dict[str, Any]) -> SpaceRequest:
     of_a_run = [f"--{name}" for name in names if name in flags]
     if of_a_run:
         raise UserError(
-            f"{', '.join(of_a_run)}: is for a run, --site and --space for a page; push one after"
+            f"{', '.join(of_a_run)}: applies to a run, --site and --space to a page; push one after"
             " the other"
         )
     more = ("private" in flags, "overwrite" in flags, "dry_run" in flags)

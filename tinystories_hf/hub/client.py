@@ -1,4 +1,4 @@
-"""Asking the Hub with patience: what is tried again, for how long, and what a failure says."""
+"""Requests to the Hub: timeouts, retries, and error messages."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Patience:
-    """How often a request is made, and how long each read or write of it may take.
+    """The attempts of a request, and the timeout in seconds of each read or write.
 
-    The clients wait for ever unless told otherwise, and make the parts of an upload up to six times
-    themselves.
+    huggingface_hub has no timeout by default, and tries each part of an upload up to six times.
     """
 
     attempts: int
@@ -35,8 +34,8 @@ class Patience:
 
 FOR_CHECKS = Patience(attempts=1, timeout=8.0)
 FOR_THE_MODEL = Patience(attempts=5, timeout=60.0)
-# Other processes wait meanwhile, for ten minutes where they speak over NCCL: 2 x (6 x 30 s and the
-# waits between, 23 s) stays below.
+# Other processes wait meanwhile, with NCCL at most ten minutes: 2 x (6 x 30 s + 23 s between the
+# attempts) is below that.
 FOR_A_CHECKPOINT = Patience(attempts=2, timeout=30.0)
 
 
@@ -44,7 +43,7 @@ FOR_A_CHECKPOINT = Patience(attempts=2, timeout=30.0)
 def plain_uploads_where_there_is_no_xet(repo_id: str, repo_type: str = "model") -> Iterator[None]:
     """Upload over plain HTTP to a Hub without Xet storage, such as a mirror.
 
-    The client takes Xet whenever the package is installed, and fails where the Hub has none.
+    huggingface_hub uses Xet whenever hf_xet is installed, and fails if the Hub does not have it.
     """
     had = constants.HF_HUB_DISABLE_XET
     if not had:
@@ -59,7 +58,7 @@ def plain_uploads_where_there_is_no_xet(repo_id: str, repo_type: str = "model") 
 
 @contextmanager
 def session_timeout(seconds: float) -> Iterator[None]:
-    """Limit each read and write of the session that all clients in this process share."""
+    """Limit each read and write of the HTTP session that this process shares."""
     session = get_session()
     before = session.timeout
     session.timeout = seconds
@@ -70,9 +69,9 @@ def session_timeout(seconds: float) -> Iterator[None]:
 
 
 def ask(request: Callable[[HfApi], _T], patience: Patience = FOR_CHECKS) -> _T:
-    """Ask the Hub; what may pass by itself is tried again after a growing wait.
+    """Send a request to the Hub; transient errors are retried after exponentially growing waits.
 
-    A wait that the Hub names (Retry-After) is kept to, unless it is longer than MAX_WAIT_SECONDS.
+    A Retry-After header is respected up to MAX_WAIT_SECONDS; a longer one raises the error.
     """
     wait = FIRST_WAIT_SECONDS
     for number in range(1, patience.attempts + 1):
@@ -95,7 +94,7 @@ def ask(request: Callable[[HfApi], _T], patience: Patience = FOR_CHECKS) -> _T:
 
 
 def hub_error(error: Exception, repo_id: str) -> str:
-    """Say in one sentence what went wrong, and what to do."""
+    """Return the reason and the fix of a Hub error in one sentence."""
     status = None
     for cause in _chain(error):
         if isinstance(cause, errors.LocalTokenNotFoundError):
@@ -113,7 +112,7 @@ def hub_error(error: Exception, repo_id: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first line of the error that lies deepest, without the token."""
+    """Return the first line of the root error, without the token."""
     deepest = list(_chain(error))[-1]
     known = [cause for cause in _chain(error) if isinstance(cause, errors.HfHubHTTPError)]
     text = str(known[0] if known else deepest).strip().partition("\n")[0]

@@ -1,4 +1,4 @@
-"""Where on the Hub something is published: whether it may be, and the one commit that does it."""
+"""A repository on the Hub: the rights to write to it, its content, and commits to it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tinystories_hf.core.progress import without_progress_bars
 from tinystories_hf.hub.client import Patience, ask, hub_error, plain_uploads_where_there_is_no_xet
 
 MAIN_BRANCH = "main"
-# Written by the Hub itself into each repository.
+# Created by the Hub in each repository.
 HUB_FILES = {".gitattributes"}
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A revision of a repository, and what may be done to it."""
+    """A revision of a repository, and the options of publishing to it."""
 
     repo_id: str
     revision: str = MAIN_BRANCH
@@ -35,20 +35,20 @@ class Repository:
 
     @property
     def setting(self) -> str:
-        """Return what the user set to name it."""
+        """Return the name of the setting that named it."""
         return {"model": "hub_model_id", "space": "space"}[self.repo_type]
 
 
-# Raises a `UserError` where publishing would touch what is of somebody or something else.
+# Raises a `UserError` if publishing would replace other content.
 ContentCheck = Callable[[HfApi, Repository], None]
 
 
 def open_repository(wanted: Repository, check_content: ContentCheck) -> Repository:
-    """Create a repository if it is not there; return it by its full name.
+    """Create a repository if needed; return it with its full name.
 
     Raises:
-        UserError: an illegal name, no token, a token that may not write there, a repository that
-            holds something else, or the Hub cannot be reached.
+        UserError: an invalid name, no token, a token without write access, a repository with other
+            content, or the Hub cannot be reached.
     """
     name = wanted.repo_id
     try:
@@ -60,7 +60,7 @@ def open_repository(wanted: Repository, check_content: ContentCheck) -> Reposito
         ask(lambda api: api.auth_check(found.repo_id, repo_type=found.repo_type, write=True))
         ask(lambda api: check_content(api, found))
     except errors.HFValidationError as error:
-        raise UserError(f"{wanted.setting}: {name!r} is no legal name: {error}") from error
+        raise UserError(f"{wanted.setting}: {name!r} is not a valid name: {error}") from error
     except UserError:
         raise
     except Exception as error:
@@ -68,40 +68,40 @@ def open_repository(wanted: Repository, check_content: ContentCheck) -> Reposito
     return found
 
 
-def other_content(destination: Repository, names: set[str]) -> UserError:
-    """Return the refusal of a repository with the files of others."""
+def other_content(repository: Repository, names: set[str]) -> UserError:
+    """Return the error for a repository with other content."""
     flag = "--overwrite"
-    if destination.repo_type == "model":
+    if repository.repo_type == "model":
         flag = "--hub_overwrite (push_to_hub.py: --overwrite)"
     return UserError(
-        f"{destination.setting}: {destination} already holds something else"
+        f"{repository.setting}: {repository} already has other content"
         f" ({', '.join(sorted(names)[:3])}, ...); choose another name, or replace it with {flag}"
     )
 
 
 def commit_files(
     files: dict[str, Path],
-    destination: Repository,
+    repository: Repository,
     check_content: ContentCheck,
     message: str,
     patience: Patience,
     goes: Callable[[set[str]], set[str]] = lambda others: others,
 ) -> None:
-    """Make a revision hold these files by one commit; none where it holds them already.
+    """Commit files to a revision, in one commit, or none if it has them already.
 
-    `goes` chooses what of the other files is deleted; all of them, if it is not given.
+    `goes` selects which of the other files are deleted; by default all of them.
 
     Raises:
-        UserError: a file holds the Hub token, or as `check_content`.
+        UserError: a file contains the Hub token, or as `check_content`.
     """
     _refuse_secrets(files)
-    repo_id, revision, repo_type = destination.repo_id, destination.revision, destination.repo_type
+    repo_id, revision, repo_type = repository.repo_id, repository.revision, repository.repo_type
 
     def attempt(api: HfApi) -> None:
-        _create(api, destination)
-        check_content(api, destination)
+        _create(api, repository)
+        check_content(api, repository)
         if revision != MAIN_BRANCH:
-            # From the empty first commit: a branch from main would hold another model for a moment.
+            # From the empty first commit: a branch of main would hold another model for a moment.
             first = api.list_repo_commits(repo_id, repo_type=repo_type)[-1].commit_id
             api.create_branch(
                 repo_id, branch=revision, revision=first, repo_type=repo_type, exist_ok=True
@@ -128,17 +128,17 @@ def _refuse_secrets(files: dict[str, Path]) -> None:
     token = huggingface_hub.get_token()
     for name, path in files.items():
         if token and token.encode() in path.read_bytes():
-            raise UserError(f"{path} holds your Hub token; remove it from {name} first")
+            raise UserError(f"{path} contains your Hub token; remove it from {name} first")
 
 
-def _check_rights(account: dict[str, Any], destination: Repository) -> None:
-    """Raise a `UserError` where whoami already tells that the token may not write there."""
-    repo_id, setting = destination.repo_id, destination.setting
+def _check_rights(account: dict[str, Any], repository: Repository) -> None:
+    """Raise a `UserError` if the token's scopes show that it may not write to the repository."""
+    repo_id, setting = repository.repo_id, repository.setting
     owner = repo_id.partition("/")[0]
     token = account.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
         raise UserError(
-            "push_to_hub: the Hub token may only read; make one that may write at"
+            "push_to_hub: the Hub token is read-only; create one with write access at"
             f" {constants.ENDPOINT}/settings/tokens, then `hf auth login`"
         )
     if token.get("role") == "fineGrained":
@@ -156,19 +156,19 @@ def _check_rights(account: dict[str, Any], destination: Repository) -> None:
     organizations = {entry["name"]: entry for entry in account.get("orgs", [])}
     if owner != account["name"] and owner not in organizations:
         raise UserError(
-            f"{setting}: {account['name']} is no member of {owner}; use"
+            f"{setting}: {account['name']} is not a member of {owner}; use"
             f" {account['name']}/{repo_id.partition('/')[2]}"
         )
     if organizations.get(owner, {}).get("roleInOrg") == "read":
-        raise UserError(f"{setting}: {account['name']} may only read in {owner}")
+        raise UserError(f"{setting}: {account['name']} has only read access to {owner}")
 
 
-def _create(api: HfApi, destination: Repository) -> None:
-    # None leaves the choice to the Hub: an organization may make its repositories private.
-    private = True if destination.private else None
-    repo_type = destination.repo_type
+def _create(api: HfApi, repository: Repository) -> None:
+    # None is the default of the Hub: an organization may make its repositories private.
+    private = True if repository.private else None
+    repo_type = repository.repo_type
     api.create_repo(
-        destination.repo_id,
+        repository.repo_id,
         private=private,
         repo_type=repo_type,
         space_sdk="static" if repo_type == "space" else None,

@@ -1,9 +1,9 @@
-"""GPT-Neo's attention without its score matrices, behind `attn_implementation="sdpa"`.
+"""GPT-Neo's attention without score matrices, as `attn_implementation="sdpa"`.
 
-GPT-Neo does not divide scores by the root of the head dimension, and its local layers see only the
-last `window_size` positions. Stock Transformers has an eager implementation, which holds every
-score several times over and takes the queries for the last of the keys, and one for
-flash_attention_2, which forgets the window.
+GPT-Neo does not scale scores by the root of the head dimension, and its local layers attend only to
+the last `window_size` positions. Transformers has an eager implementation, which stores every score
+several times and assumes that the queries are the last of the keys, and one with flash_attention_2,
+which ignores the window.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tinystories_hf.model import kernels
 from tinystories_hf.model.attention_mask import columns, seen_keys, within
 from tinystories_hf.model.kernels import AttentionSettings
 
-# Heads wider than this are no faster in the kernel than in PyTorch, unless weights are dropped,
-# for which PyTorch on the CPU has the slow path only (docs/benchmarks.md).
+# Above this head dimension the kernel is no faster than PyTorch, except with attention dropout, for
+# which PyTorch has only a slow path on the CPU (docs/benchmarks.md).
 WIDEST_FAST_HEAD = 32
 
 
@@ -53,20 +53,20 @@ class _WindowedAttention(torch.autograd.Function):
 
 
 class GPTNeoAttention(modeling_gpt_neo.GPTNeoSelfAttention):
-    """The attention of a block; weights and their names are stock's.
+    """The attention of a block, with the weights and weight names of Transformers' class.
 
-    What `implementation` says is done at each call. "sdpa": whole rows on the CPU go through our
-    kernel; padding, a cache, other devices and other head dimensions go through
-    `scaled_dot_product_attention` with the layer's own mask. "eager": as stock does, for calls that
-    ask for the attention weights too.
+    `implementation` is read at each call. "sdpa": rows without padding on the CPU use this
+    package's kernel; padding, a cache, other devices and other head dimensions use
+    `scaled_dot_product_attention` with the layer's own mask. "eager": Transformers' computation,
+    also for calls that request the attention weights.
     """
 
     implementation: str
-    window: int  # the positions that a query sees, its own among them
+    window: int  # the positions that a query attends to, including its own
 
     @classmethod
     def take_over(cls, attention: modeling_gpt_neo.GPTNeoSelfAttention, word: str) -> None:
-        """Make a layer that stock has built one of these; its weights stay as they were drawn."""
+        """Convert a layer built by Transformers to this class; its weights are kept."""
         config = attention.config
         local = attention.attention_type == "local"
         attention.__class__ = cls
@@ -81,10 +81,10 @@ class GPTNeoAttention(modeling_gpt_neo.GPTNeoSelfAttention):
         output_attentions: bool | None = False,
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return (batch, length, hidden), and the attention weights where the way is eager.
+        """Return (batch, length, hidden), and the attention weights if eager.
 
-        `attention_mask` has four dimensions: True where a key may be seen, which leaves a key to
-        each query, or numbers that are added to the scores. An empty one hides nothing.
+        `attention_mask` has four dimensions. It is either boolean, True where a query may attend to
+        a key, with at least one key per query, or added to the scores. None masks nothing.
         """
         if attention_mask is not None and attention_mask.numel() == 0:
             attention_mask = None
@@ -99,8 +99,8 @@ class GPTNeoAttention(modeling_gpt_neo.GPTNeoSelfAttention):
             )
         is_eager = output_attentions or self.implementation == "eager"
         if attention_mask is not None and attention_mask.dtype != torch.bool:
-            # The gradients of PyTorch's fast ways are wrong where the lowest number is added to all
-            # scores of a query: they keep the logarithm of its sum, in which the count is lost.
+            # The gradients of PyTorch's fast implementations are wrong where the lowest number is
+            # added to all scores of a query: they keep the log-sum, which loses the number of keys.
             is_eager |= self.training or torch.is_grad_enabled()
         query, key, value = (
             project(hidden_states) for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -138,7 +138,7 @@ class GPTNeoAttention(modeling_gpt_neo.GPTNeoSelfAttention):
     def _kernel(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float
     ) -> torch.Tensor:
-        """Attend in fp32; what is dropped follows from torch's default generator."""
+        """Attend in fp32, with dropout from torch's default generator."""
         seed = int(torch.randint(2**63 - 1, ())) if dropout else 0
         settings = AttentionSettings(self.num_heads, self.window, dropout, seed)
         wide = (x.float().contiguous() for x in (query, key, value))
@@ -154,13 +154,15 @@ class GPTNeoAttention(modeling_gpt_neo.GPTNeoSelfAttention):
         offset: int | torch.Tensor = 0,
         dropout: float = 0.0,
     ) -> torch.Tensor:
-        """Attend in PyTorch; all but the mask are (batch, heads, length, head size)."""
+        """Attend in PyTorch; all tensors but the mask are (batch, heads, length, head_dim)."""
         length = query.shape[-2]
         is_causal = False
-        if isinstance(offset, torch.Tensor):  # of a static cache, on which nothing may branch
+        if isinstance(
+            offset, torch.Tensor
+        ):  # of a static cache, on whose values the code may not branch
             mask = within(mask, self._seen(query, key, offset), query.dtype)
         else:
-            # Keys before the window of the first query are seen by none.
+            # No query attends to keys before the window of the first one.
             first = max(0, offset + 1 - self.window)
             kept = slice(first, offset + length)
             key, value, offset = key[:, :, kept], value[:, :, kept], offset - first
@@ -188,7 +190,7 @@ class GPTNeoAttention(modeling_gpt_neo.GPTNeoSelfAttention):
         mask: torch.Tensor | None,
         offset: int | torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attend as stock does, scores in fp32; return the weights too."""
+        """Attend as Transformers does, with scores in fp32; return the weights too."""
         scores = query.float() @ key.float().transpose(-1, -2)
         lowest = torch.finfo(scores.dtype).min
         scores = torch.where(self._seen(query, key, offset), scores, lowest)
@@ -199,18 +201,19 @@ class GPTNeoAttention(modeling_gpt_neo.GPTNeoSelfAttention):
 
 
 class _NotAsked(str):
-    """The word "eager" in a configuration where nobody asked for it.
+    """The value "eager" in a configuration for which nobody chose it.
 
-    Stock's classes know no "sdpa" and refuse a configuration with it. Ours read this as no word.
+    Transformers' classes refuse a configuration with "sdpa". This package's classes treat this
+    value as unset.
     """
 
     __slots__ = ()
 
 
 def take_word(config: GPTNeoConfig, asked: str | None = None) -> str:
-    """Return which attention is asked for, and leave in the configuration a word that stock knows.
+    """Return the requested attention, and set a value in the configuration that Transformers knows.
 
-    Where `asked` is None, the configuration asks.
+    If `asked` is None, the configuration decides.
 
     Raises:
         ValueError: it is neither "sdpa" nor "eager".
@@ -226,12 +229,12 @@ def take_word(config: GPTNeoConfig, asked: str | None = None) -> str:
 
 
 class ChosenAttention(modeling_gpt_neo.GPTNeoPreTrainedModel):
-    """A model that computes attention by "sdpa" (the default) or "eager", with the same numbers."""
+    """A model whose attention is "sdpa" (the default) or "eager", with the same results."""
 
     _supports_flash_attn = False
 
     def set_attn_implementation(self, attn_implementation: str | dict[str, str], **_: Any) -> None:
-        """Choose "sdpa" or "eager" for the calls that follow."""
+        """Select "sdpa" or "eager" for the following calls."""
         asked: Any = attn_implementation
         word = take_word(self.config, asked.get("") if isinstance(asked, dict) else asked)
         for module in self.modules():

@@ -1,4 +1,4 @@
-"""Which keys a query of GPT-Neo sees: by padding, by causality, and by the window of a layer."""
+"""Attention masks of GPT-Neo: padding, causality, and the local window of a layer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 
 CACHE_NAMES = ("cache", "past_key_values")  # since Transformers 5.24, and before
-# Asks Transformers for masks that are none where causality alone hides something.
+# Makes Transformers return no mask where a causal mask is enough.
 SDPA_MASK = SimpleNamespace(_attn_implementation="sdpa")
 
 
@@ -24,19 +24,19 @@ def block_mask(
     use_cache: bool | None = None,
     **rest: Any,
 ) -> Any:
-    """Return a mask of four dimensions, which stock's model gives to its blocks as it is.
+    """Return a mask of four dimensions, which Transformers' model passes to its blocks unchanged.
 
-    The other arguments are those of the model. An empty mask hides nothing that the layers, whose
-    `windows` are given, do not hide themselves.
+    The other arguments are those of the model. None means that the causal windows of the layers
+    (`windows`) are the only mask.
     """
     tokens = inputs_embeds if input_ids is None else input_ids[..., None]
     is_ready = attention_mask is not None and len(attention_mask.shape) == 4
-    # Transformed code cannot branch on numbers: stock makes a mask without looking at any.
+    # Traced code cannot branch on values: Transformers builds a mask without reading any.
     if tokens is None or is_ready or torch._C._are_functorch_transforms_active():
         return attention_mask
     cache = next((rest[name] for name in CACHE_NAMES if rest.get(name) is not None), None)
     if model.config.use_cache if use_cache is None else use_cache:
-        position_ids = None  # stock looks for several texts in a row only without a cache
+        position_ids = None  # Transformers detects packed sequences only without a cache
     mask = create_causal_mask(SDPA_MASK, tokens, attention_mask, cache, position_ids)
     if mask is None:
         return torch.empty(1, 1, 0, 0, device=tokens.device)
@@ -45,7 +45,7 @@ def block_mask(
 
 
 def _leaves_a_key(mask: torch.Tensor, windows: set[int]) -> bool:
-    """Tell whether each query sees a key in each layer; the mask is (batch, 1, length, length)."""
+    """Return whether each query has a key in each layer; mask: (batch, 1, length, length)."""
     if torch.compiler.is_compiling():
         return False
     queries, keys = mask.shape[-2:]
@@ -56,10 +56,9 @@ def _leaves_a_key(mask: torch.Tensor, windows: set[int]) -> bool:
 def seen_keys(
     queries: int, keys: int, window: int, offset: int | torch.Tensor, device: torch.device
 ) -> torch.Tensor:
-    """Return which keys a layer lets each query see, (queries, keys).
+    """Return the boolean mask of a layer, (queries, keys).
 
-    The first query is the key at `offset`; keys behind the last query are places of a cache that
-    nothing was written to.
+    The first query is the key at `offset`; keys after the last query are unused places of a cache.
     """
     own = torch.arange(queries, device=device)[:, None] + offset
     columns = torch.arange(keys, device=device)
@@ -67,10 +66,10 @@ def seen_keys(
 
 
 def as_scores(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return what a mask adds to the scores: True where a key may be seen, or numbers already.
+    """Return a boolean or additive mask as numbers that are added to the scores.
 
-    A query to which all keys are hidden then weighs them alike, as in stock. Of True and False,
-    PyTorch's attention would make nothing for it.
+    A query whose keys are all masked then weighs them equally, as in Transformers. With a boolean
+    mask PyTorch's attention would return NaN for it.
     """
     lowest = torch.finfo(dtype).min
     if mask.dtype == torch.bool:
@@ -81,7 +80,7 @@ def as_scores(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def within(
     mask: torch.Tensor | None, seen: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """Return a given mask and the layer's own in one."""
+    """Combine a given mask with the layer's own."""
     if mask is None:
         return seen
     if mask.dtype == torch.bool:
@@ -89,12 +88,12 @@ def within(
     scores = as_scores(mask, dtype)
     if seen is None:
         return scores
-    # Stock scores in fp32, whose lowest number is lower than what a mask of a narrower type adds.
+    # Transformers scores in fp32, whose lowest number is below that of a narrower mask.
     return scores + as_scores(seen, torch.float32).to(dtype)
 
 
 def columns(mask: torch.Tensor | None, first: int, keys: int) -> torch.Tensor | None:
-    """Return the part of a mask that is of some keys; a mask may hold those of a longer layer."""
+    """Return the columns of a mask for some keys; the mask may be that of a longer layer."""
     if mask is None or mask.shape[-1] in (1, keys):
         return mask
     return mask[..., first : first + keys]

@@ -1,9 +1,9 @@
-"""The head and its cross-entropy in one, without ever holding the logits of a batch.
+"""Fused linear cross-entropy: the loss of the head without the logits of the whole batch.
 
-A row of logits is 50,257 numbers for 64 of the hidden state: at 80 rows of 512 tokens they would
-take 8.2 GB in fp32, and as much again for their gradient. Here they are made for a few tokens at a
-time; their gradient follows at once, so that nothing is computed twice (the order of
-Liger-Kernel's fused linear cross-entropy).
+A token has 50,257 logits for 64 hidden values: a batch of 80 rows of 512 tokens would take 8.2 GB
+in fp32, and as much again for the gradient. Here the logits are computed for a few tokens at a
+time, and their gradient right after, so that nothing is computed twice (as in Liger-Kernel's fused
+linear cross-entropy).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ INTEGERS = (
     *(torch.int64, torch.int32, torch.int16, torch.int8),
     *(torch.uint8, torch.uint16, torch.uint32),
 )
-# Logits that are held at once, in bytes. On the CPU they stay in the last cache; on a GPU they have
-# to be enough to keep it busy.
+# Bytes of logits held at once. On the CPU they stay in the last-level cache; on a GPU there must be
+# enough of them to keep it busy.
 CHUNK_BYTES = {"cpu": 13 * 2**20, "cuda": 2**29}
 
 
@@ -36,19 +36,19 @@ def causal_lm_loss(
     num_items_in_batch: torch.Tensor | int | None = None,
     shift_labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the mean loss of the next tokens in nats, as stock `GPTNeoForCausalLM` defines it.
+    """Return the mean next-token loss in nats, as Transformers' `GPTNeoForCausalLM` defines it.
 
     Args:
-        hidden_states: what the head is given, (batch, length, hidden).
+        hidden_states: the input of the head, (batch, length, hidden).
         weight: of the head, (vocabulary, hidden).
-        labels: (batch, length), not shifted; integers; -100 is not counted.
-        num_items_in_batch: what the sum is divided by, where gradients are accumulated over several
-            batches; the number of labels that are counted, where None.
-        shift_labels: labels already shifted, taken in place of those.
+        labels: integers (batch, length), not shifted; -100 is ignored.
+        num_items_in_batch: the divisor of the sum, for gradient accumulation over several batches;
+            by default the number of labels that are not ignored.
+        shift_labels: labels that are shifted already, used instead of `labels`.
 
     Raises:
         IndexError: a label is neither -100 nor in the vocabulary (on a GPU: the device's assert).
-        RuntimeError, ValueError: labels are no integers, or not as many as hidden states.
+        RuntimeError, ValueError: labels are not integers, or do not match the hidden states.
     """
     hidden_states = hidden_states.flatten(0, -2)
     if shift_labels is None:
@@ -72,7 +72,7 @@ def token_losses(
 ) -> torch.Tensor:
     """Return the loss of each token in nats, fp32 or wider, (tokens,).
 
-    `hidden_states` are (tokens, hidden), `labels` (tokens,): the tokens that each one predicts.
+    `hidden_states` are (tokens, hidden); `labels` (tokens,) are the next tokens.
 
     Raises:
         IndexError, RuntimeError, ValueError: as `causal_lm_loss`.
@@ -83,9 +83,9 @@ def token_losses(
 
 
 def _as_targets(labels: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-    """Return labels as int64 beside the hidden states, which are (tokens, hidden)."""
+    """Return labels as int64 on the device of the hidden states (tokens, hidden)."""
     if labels.dtype not in INTEGERS:
-        raise RuntimeError(f"labels have to be integers such as int64, not {labels.dtype}")
+        raise RuntimeError(f"labels must be integers such as int64, not {labels.dtype}")
     if labels.numel() != len(hidden_states):
         raise ValueError(
             f"there are {len(hidden_states)} tokens but labels of shape {tuple(labels.shape)}"
@@ -94,11 +94,10 @@ def _as_targets(labels: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tens
 
 
 def is_plain_linear(head: nn.Module) -> bool:
-    """Tell whether a head is nothing but the product with its weight, and need not be called.
+    """Return whether a head is a plain product with its weight, so that it need not be called.
 
-    It is more where it is an adapter, quantized, parametrized, offloaded or watched by a hook. A
-    head that shares its weight with the embedding may be sharded (FSDP2): when the hidden states
-    are there, so is the weight.
+    It is not if it is an adapter, quantized, parametrized, offloaded, or has hooks. A head tied to
+    the embedding may be sharded (FSDP2): its weight is gathered along with the hidden states.
     """
     is_sharded = isinstance(head, FSDPModule)
     known = type(head).__bases__[-1] if is_sharded else type(head)
@@ -113,9 +112,9 @@ def is_plain_linear(head: nn.Module) -> bool:
 
 
 def is_hooked(module: nn.Module, known_hooks: int = 0) -> bool:
-    """Tell whether calling a module does more than its class's `forward`.
+    """Return whether calling a module does more than its class's `forward`.
 
-    Of the hooks before and after it, so many are known to do nothing here.
+    The two numbers are how many forward pre-hooks and hooks are known to have no effect here.
     """
     return bool(
         len(module._forward_hooks) > known_hooks
@@ -128,7 +127,7 @@ def is_hooked(module: nn.Module, known_hooks: int = 0) -> bool:
 
 
 def _head_dtype(hidden_states: torch.Tensor) -> torch.dtype:
-    """Return the type that the head would compute in, autocast included."""
+    """Return the dtype that the head would compute in, under autocast too."""
     kind = hidden_states.device.type
     return (
         torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_states.dtype
@@ -136,7 +135,7 @@ def _head_dtype(hidden_states: torch.Tensor) -> torch.dtype:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The summed loss; the gradients are made on the way forward."""
+    """The summed loss; the gradients are computed in the forward pass."""
 
     @staticmethod
     def forward(
@@ -169,9 +168,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _by_chunks(
     hidden_states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, *, with_gradient: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return losses (tokens,) and the gradients of states and weight; all but states fp32 or wider.
+    """Return losses (tokens,) and the gradients of states and weight; all but states at least fp32.
 
-    Without a gradient asked for, the two are empty.
+    The gradients are empty if none is requested.
     """
     tokens = len(labels)
     wide = torch.promote_types(weight.dtype, torch.float32)
@@ -194,7 +193,7 @@ def _by_chunks(
 
 
 def chunk_tokens(weight: torch.Tensor) -> int:
-    """Return how many tokens' logits are made at a time, a whole number of the kernel's vectors."""
+    """Return how many tokens' logits are computed at a time, a multiple of the kernel's vectors."""
     chunk = CHUNK_BYTES.get(weight.device.type, 2**29) // max(
         1, len(weight) * weight.element_size()
     )
@@ -206,8 +205,8 @@ def _kernel_chunk(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the losses of a few tokens and the gradient of their logits, (vocabulary, tokens).
 
-    In that order the product of the XS head is faster on the CPU than in the other
-    (docs/benchmarks.md, the head's products): the library divides its work along the vocabulary.
+    With the vocabulary first the product of the XS head is faster on the CPU (docs/benchmarks.md,
+    the head's products), since the library divides its work along that dimension.
     """
     tokens = len(labels)
     missing = -tokens % kernels.LANES
@@ -222,7 +221,7 @@ def _kernel_chunk(
 def _torch_chunk(
     states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, with_gradient: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same in PyTorch's own operations."""
+    """The same with PyTorch operations."""
     logits = states @ weight.t()
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = functional.cross_entropy(wide, labels, ignore_index=IGNORED, reduction="none")

@@ -1,6 +1,6 @@
 """The CPU kernels of `kernels.cpp`, called on tensors.
 
-Where `available()` says no, callers use PyTorch's own operations.
+If `kernels_available()` is False, callers use PyTorch operations.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch
 from tinystories_hf.core import native
 
 HEAD_DIMS = (4, 8, 16, 32, 48, 64)
-# The cross-entropy takes tokens by so many side by side.
+# The cross-entropy processes so many tokens side by side.
 LANES = 16
-# Positions are counted in 32 bits, in steps of `LANES`.
+# Positions are 32-bit integers, in steps of `LANES`.
 LONGEST = 2**31 - LANES
-# What the cross-entropy returns, where it is not the place of a label outside the vocabulary.
+# Return values of the cross-entropy other than the index of a label outside the vocabulary.
 _NO_MEMORY = -2
 
 
 class AttentionSettings(NamedTuple):
-    """What a call of the attention does: the same `seed` drops the same weights.
+    """The settings of an attention call; the same `seed` gives the same dropout.
 
-    A position sees itself and the `window` - 1 before it.
+    A position attends to itself and to the `window` - 1 positions before it.
     """
 
     heads: int
@@ -51,19 +51,19 @@ class _Attention(ctypes.Structure):
 
 
 def kernels_available() -> bool:
-    """Tell whether the kernels can be used."""
+    """Return whether the kernels are compiled and loaded."""
     return native.load_library("model/kernels.cpp") is not None
 
 
 def in_main_memory(tensor: torch.Tensor) -> bool:
-    """Return whether a tensor has its numbers in main memory; a FakeTensor or DTensor has not."""
+    """Return whether a tensor has values in main memory, unlike a FakeTensor or DTensor."""
     return tensor.device.type == "cpu" and type(tensor) in (torch.Tensor, torch.nn.Parameter)
 
 
 def can_read(tensor: torch.Tensor) -> bool:
-    """Return whether a kernel may be called on a tensor: there are numbers, in a type it knows.
+    """Return whether a kernel may be called on a tensor: it has values, in a supported dtype.
 
-    There are none while PyTorch traces, compiles or transforms the code.
+    It has none while PyTorch traces, compiles or transforms the code.
     """
     return (
         not torch.compiler.is_compiling()
@@ -78,14 +78,14 @@ def can_read(tensor: torch.Tensor) -> bool:
 def attention_forward(
     settings: AttentionSettings, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return causal, unscaled attention of shape (batch, length, hidden) and its log-sums.
+    """Return causal, unscaled attention (batch, length, hidden) and its log-sum-exps.
 
     `query`, `key` and `value` are fp32 of shape (batch, length, hidden), contiguous, with a head
-    dimension of `HEAD_DIMS`; log-sums are (batch, heads, length).
+    dimension in `HEAD_DIMS`; the log-sum-exps are (batch, heads, length).
 
     Raises:
         ValueError: a tensor or a setting is not as described.
-        MemoryError: there is no memory for the kernel's buffers.
+        MemoryError: the kernel's buffers cannot be allocated.
     """
     struct = _struct(settings, query)
     output = torch.empty_like(query)
@@ -106,7 +106,7 @@ def attention_backward(
     key: torch.Tensor,
     value: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the gradients of query, key and value, from what `attention_forward` returned.
+    """Return the gradients of query, key and value, given the results of `attention_forward`.
 
     Raises:
         ValueError, MemoryError: as `attention_forward`.
@@ -123,15 +123,15 @@ def attention_backward(
 def cross_entropy_(
     logits: torch.Tensor, labels: torch.Tensor, *, with_gradient: bool
 ) -> torch.Tensor:
-    """Return the loss of each token in nats, fp32; with the gradient, `logits` become theirs.
+    """Return the loss of each token in nats, fp32; with `gradient`, overwrite `logits` with theirs.
 
     `logits` is (vocabulary, tokens), fp32 or bf16, contiguous, tokens a multiple of `LANES`;
-    `labels` is (tokens,), int64. A token of label -100 has no loss and no gradient.
+    `labels` is (tokens,), int64. A token with label -100 has zero loss and gradient.
 
     Raises:
         ValueError: a tensor is not as described.
-        IndexError: a label is neither -100 nor in the vocabulary; `logits` are as they were.
-        MemoryError: there is no memory for the kernel's buffers.
+        IndexError: a label is neither -100 nor in the vocabulary; `logits` are unchanged.
+        MemoryError: the kernel's buffers cannot be allocated.
     """
     library = _library()
     kernels = {
@@ -152,9 +152,9 @@ def cross_entropy_(
         losses.data_ptr(),
     )  # fmt: skip
     if result == _NO_MEMORY:
-        raise MemoryError("there is no memory for the buffers of the cross-entropy")
+        raise MemoryError("the buffers of the cross-entropy cannot be allocated")
     if result >= 0:
-        # In the words of PyTorch.
+        # PyTorch's message.
         raise IndexError(f"Target {labels[result].item()} is out of bounds.")
     return losses
 
@@ -170,7 +170,7 @@ def _struct(settings: AttentionSettings, query: torch.Tensor) -> _Attention:
     if length > LONGEST:
         raise ValueError(f"query: {length} positions are more than the kernel's {LONGEST}")
     if window < 1 or not 0 <= dropout <= 1:
-        raise ValueError(f"window has to be positive and dropout from 0 to 1: {settings}")
+        raise ValueError(f"window must be positive and dropout in [0, 1]: {settings}")
     return _Attention(
         batch=batch,
         length=length,
@@ -179,7 +179,7 @@ def _struct(settings: AttentionSettings, query: torch.Tensor) -> _Attention:
         threads=torch.get_num_threads(),
         seed=seed,
         threshold=min(round(dropout * 2**32), 2**32 - 1),
-        # Where all is dropped, all is 0.
+        # With dropout 1 everything is 0.
         keep_scale=1 / (1 - dropout) if dropout < 1 else 0,
     )
 
@@ -187,16 +187,16 @@ def _struct(settings: AttentionSettings, query: torch.Tensor) -> _Attention:
 def _attend(
     run: Any, struct: _Attention, shape: torch.Size, log_sums: torch.Tensor, **tensors: torch.Tensor
 ) -> None:
-    """Call a kernel with pointers to its tensors, in its order: (batch, length, hidden) each."""
+    """Call a kernel with pointers to its tensors (batch, length, hidden), in its order."""
     sums = _pointer("log_sums", log_sums, torch.float32, (shape[0], struct.heads, shape[1]))
     pointers = [_pointer(name, x, torch.float32, shape) for name, x in tensors.items()]
     dimension = shape[2] // struct.heads
     if not run(ctypes.byref(struct), dimension, sums, *pointers):
-        raise MemoryError("there is no memory for the buffers of the attention")
+        raise MemoryError("the buffers of the attention cannot be allocated")
 
 
 def _pointer(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: Sequence[int]) -> int:
-    """Return the address of a tensor, from which the C++ takes `shape` numbers of `dtype`."""
+    """Return the address of a contiguous CPU tensor of this shape and dtype."""
     if (
         not in_main_memory(tensor)
         or tensor.layout != torch.strided
@@ -218,7 +218,7 @@ def _pointer(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: Sequenc
 def _library() -> ctypes.CDLL:
     library = native.load_library("model/kernels.cpp")
     if library is None:
-        raise RuntimeError("the kernels are not available; ask available() first")
+        raise RuntimeError("the kernels are not available; check kernels_available() first")
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     settings = ctypes.POINTER(_Attention)
     library.attention_forward.argtypes = (settings, number, *[pointer] * 5)

@@ -1,7 +1,7 @@
-"""The model: GPT-Neo in the shape that the settings give, several times as fast as stock.
+"""GPT-Neo with faster attention and loss than Transformers' class, and the same results.
 
-`GPTNeoForCausalLM` is Transformers' class of that name with another way to the same numbers. Its
-weights, their names, its initialization and all that it saves are the stock model's.
+`GPTNeoForCausalLM` has the weights, weight names, initialization and saved files of Transformers'
+class of that name.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tinystories_hf.model.cross_entropy import (
     token_losses,
 )
 
-# Transformers has renamed arguments before: ours are those of the installed version.
+# Transformers has renamed arguments before: these are those of the installed version.
 MODEL_SIGNATURE = inspect.signature(stock.GPTNeoModel.forward)
 CAUSAL_LM_SIGNATURE = inspect.signature(stock.GPTNeoForCausalLM.forward)
 MODEL_ARGUMENTS = tuple(MODEL_SIGNATURE.parameters)[1:-1]
@@ -49,7 +49,7 @@ CAUSAL_LM_ARGUMENTS = tuple(CAUSAL_LM_SIGNATURE.parameters)[1:-1]
 
 
 def _signed(signature: inspect.Signature, *more: str) -> Callable[[Any], Any]:
-    """Have a method show this signature, and `more` switches: Transformers asks what it takes."""
+    """Give a method this signature and `more` switches: Transformers inspects it."""
     *named, rest = signature.parameters.values()
     switches = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False) for name in more
@@ -75,12 +75,12 @@ class GPTNeoModel(ChosenAttention, stock.GPTNeoModel):
         for block in self.h:
             GPTNeoAttention.take_over(block.attn.attention, word)
             if config.activation_function == "gelu_new":
-                # The same function in one operation instead of eight.
+                # The same activation function in one operation instead of eight.
                 block.mlp.act = nn.GELU(approximate="tanh")
 
     @_signed(MODEL_SIGNATURE)
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what stock's model does, from the same arguments."""
+        """Return what Transformers' class returns, for the same arguments."""
         given = _by_name(MODEL_ARGUMENTS, args, kwargs)
         windows = {block.attn.attention.window for block in self.h}
         given["attention_mask"] = block_mask(self, windows, **given)
@@ -89,8 +89,8 @@ class GPTNeoModel(ChosenAttention, stock.GPTNeoModel):
     def whole_rows(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Return the last hidden states of rows without padding, (batch, length, hidden).
 
-        As `forward` does, without its search for paddings, packings and caches, which waits for
-        the device at every step.
+        Unlike `forward` it does not check for padding, packed sequences and caches, which would
+        synchronize with the device at every step.
         """
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         hidden_states = self.drop(self.wte(input_ids) + self.wpe(positions))
@@ -101,7 +101,7 @@ class GPTNeoModel(ChosenAttention, stock.GPTNeoModel):
 
 
 class GPTNeoForCausalLM(ChosenAttention, stock.GPTNeoForCausalLM, GenerationMixin):
-    """GPT-Neo whose loss can be had without the logits of the batch."""
+    """GPT-Neo that can return the loss without the logits of the batch."""
 
     def __init__(self, config: GPTNeoConfig) -> None:
         take_word(config)
@@ -112,20 +112,20 @@ class GPTNeoForCausalLM(ChosenAttention, stock.GPTNeoForCausalLM, GenerationMixi
         self.post_init()
 
     def compile_training(self) -> None:
-        """Compile the blocks for training steps, which all have one shape.
+        """Compile the blocks for training steps, which all have the same shape.
 
-        Evaluation and generation, whose shapes change, are not compiled again and again. Names of
-        weights stay what they are.
+        Evaluation and generation, whose shapes vary, run without compilation. The names of the
+        weights do not change.
         """
         self.compiled_rows = torch.compile(self.transformer.whole_rows, dynamic=False)
 
     @_signed(CAUSAL_LM_SIGNATURE, "skip_logits")
     def forward(self, *args: Any, skip_logits: bool = False, **kwargs: Any) -> Any:
-        """Return what stock's model does, from the same arguments.
+        """Return what Transformers' class returns, for the same arguments.
 
         With `skip_logits`, return the loss without the logits, which are then never held for the
-        whole batch (unless this call itself is being compiled, or the head is no plain one), and
-        make no cache unless `use_cache` asks for one.
+        whole batch (unless this call itself is being compiled, or the head is not plain), and
+        create no cache unless `use_cache` is True.
 
         Raises:
             ValueError: `skip_logits` without `labels`.
@@ -135,11 +135,11 @@ class GPTNeoForCausalLM(ChosenAttention, stock.GPTNeoForCausalLM, GenerationMixi
         given = _by_name(CAUSAL_LM_ARGUMENTS, args, kwargs)
         given = {name: value for name, value in given.items() if value is not None}
         if "labels" not in given:
-            raise ValueError("skip_logits leaves the loss alone, which needs labels")
+            raise ValueError("skip_logits returns only the loss, which needs labels")
         return_dict = given.pop("return_dict", True)
         given["use_cache"] = given.get("use_cache", False)
-        # A loss of another kind, or of some of the positions, is stock's affair. So is a compiled
-        # one: the chunks of ours would be unrolled, for each length anew.
+        # Other loss functions and losses of some positions are left to Transformers. So are
+        # compiled ones: the loop over chunks would be unrolled for each length.
         is_usual = (
             not torch.compiler.is_compiling()
             and self.loss_function is ForCausalLMLoss
@@ -161,7 +161,7 @@ class GPTNeoForCausalLM(ChosenAttention, stock.GPTNeoForCausalLM, GenerationMixi
         shift_labels: torch.Tensor | None = None,
         **given: Any,
     ) -> CausalLMOutputWithPast:
-        """Return the loss by the head's weight, without calling the head."""
+        """Return the loss from the head's weight, without calling the head."""
         more: dict[str, Any] = {}
         if self._is_whole_rows(given):
             compiled = self.compiled_rows if self.training else None
@@ -190,9 +190,9 @@ class GPTNeoForCausalLM(ChosenAttention, stock.GPTNeoForCausalLM, GenerationMixi
         state_dict: dict[str, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save as stock does, also from the state of a sharded model.
+        """Save as Transformers does, also from the state dict of a sharded model.
 
-        That state names tied weights twice and they share no memory, by which stock finds them.
+        There tied weights appear twice without shared memory, by which Transformers detects them.
         """
         if state_dict is not None:
             tied = self.all_tied_weights_keys
@@ -201,9 +201,10 @@ class GPTNeoForCausalLM(ChosenAttention, stock.GPTNeoForCausalLM, GenerationMixi
 
     @torch.inference_mode()
     def token_losses(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss of each label in nats, in the model's own precision.
+        """Return the loss of each label in nats, in the precision of the model.
 
-        Both are (batch, length), without padding; `labels[:, i]` follows `input_ids[:, i]`.
+        Both are (batch, length), without padding; `labels[:, i]` is the token after
+        `input_ids[:, i]`.
         """
         if self._is_whole_rows({"input_ids": input_ids, "use_cache": False}):
             states = self.transformer.whole_rows(input_ids)
@@ -223,7 +224,7 @@ class GPTNeoForCausalLM(ChosenAttention, stock.GPTNeoForCausalLM, GenerationMixi
 
 @dataclass(frozen=True)
 class ParameterReport:
-    """Where the parameters are; tied weights count once."""
+    """The parameter counts; tied weights count once."""
 
     total: int
     token_embedding: int
@@ -238,7 +239,7 @@ class ParameterReport:
 
 
 def build_config(model: ModelArguments, eos_token_id: int) -> GPTNeoConfig:
-    """Return the configuration of the model; one token begins, ends and pads a story."""
+    """Return the configuration of the model; BOS, EOS and padding are the same token."""
     repeats = model.num_layers // len(model.attention_types)
     return GPTNeoConfig(
         vocab_size=model.vocab_size,
@@ -264,7 +265,7 @@ def build_config(model: ModelArguments, eos_token_id: int) -> GPTNeoConfig:
 def build_model(
     model: ModelArguments, tokenizer: PreTrainedTokenizerFast, context_length: int
 ) -> GPTNeoForCausalLM:
-    """Return a model with fresh weights in fp32, drawn from torch's global generator."""
+    """Return a model with random fp32 weights, drawn from torch's global generator."""
     config = build_config(model, tokenizer.eos_token_id)
     config._attn_implementation = model.attn_implementation
     built = GPTNeoForCausalLM(config)
@@ -273,10 +274,10 @@ def build_model(
 
 
 def load_model(name: str, revision: str | None = None) -> PreTrainedModel:
-    """Load a causal language model from a folder or the Hub; a GPT-Neo takes the fast path.
+    """Load a causal language model from a folder or the Hub; a GPT-Neo as this package's class.
 
-    Weights are read from safetensors alone. Of a repository that has none, such as the published
-    TinyStories models, Transformers takes the conversion that the Hub's own bot proposes.
+    Weights are only read from safetensors. For a repository without them, such as the published
+    TinyStories models, Transformers uses the conversion proposed by the Hub's bot.
 
     Raises:
         OSError, ValueError: there is no such model, or its weights are pickled.
@@ -291,23 +292,23 @@ def load_model(name: str, revision: str | None = None) -> PreTrainedModel:
         if "safetensors" not in str(error):
             raise
         raise OSError(
-            f"{name} has no weights as safetensors, and pickled ones are not loaded; convert it at"
+            f"{name} has no safetensors weights, and pickled weights are not loaded; convert it at"
             " https://huggingface.co/spaces/safetensors/convert, or load and save it once with"
             " Transformers"
         ) from error
 
 
 def unsharded_model(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model, or where it is sharded (FSDP2) a copy with all of its weights.
+    """Return the model, or, if it is sharded (FSDP2), a copy with all of its weights.
 
-    A sharded model computes nothing unless all processes do so together. They have to call this
-    together, too; the copy is each one's own.
+    Collective: a sharded model only computes if all processes do, so all of them must call this;
+    each gets its own copy.
     """
     is_sharded = isinstance(model, FSDPModule)
     if not is_sharded:
         return model
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-    with torch.random.fork_rng(devices=[]):  # training goes on as if nothing had been drawn
+    with torch.random.fork_rng(devices=[]):  # the random state of the training is restored
         copy = GPTNeoForCausalLM(model.config)
     copy.to(model.device).load_state_dict(weights)
     copy.generation_config = model.generation_config
@@ -317,10 +318,10 @@ def unsharded_model(model: PreTrainedModel) -> PreTrainedModel:
 def story_generation_config(
     tokenizer: PreTrainedTokenizerFast, context_length: int
 ) -> GenerationConfig:
-    """Return how the model tells stories unless asked otherwise: sampled, to their own end.
+    """Return the default generation configuration: sampling at temperature 1, up to the EOS token.
 
-    Positions past the trained context are random (TinyStories-33M, discussion 12) or do not exist,
-    so the length stops there.
+    `max_length` is the trained context: positions past it are untrained (TinyStories-33M,
+    discussion 12) or do not exist.
     """
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
@@ -333,7 +334,7 @@ def story_generation_config(
 
 
 def count_parameters(model: stock.GPTNeoForCausalLM) -> ParameterReport:
-    """Count the parameters of a GPT-Neo, each tensor once."""
+    """Count the parameters of a GPT-Neo; tied tensors count once."""
     total = sum(parameter.numel() for parameter in model.parameters())
     tokens = model.transformer.wte.weight.numel()
     positions = model.transformer.wpe.weight.numel()

@@ -1,29 +1,29 @@
-"""How long a text a causal language model can read, for every architecture of Transformers."""
+"""The maximum context length of a causal language model, for every architecture of Transformers."""
 
 from __future__ import annotations
 
 from torch import nn
 from transformers import PreTrainedModel
 
-# Over all configurations that AutoModelForCausalLM knows in Transformers 5.23, the first name is
-# there under that name or an alias of it; MPT and Whisper have the others.
+# In Transformers 5.23 every configuration of AutoModelForCausalLM has the first name or an alias of
+# it, except those of MPT and Whisper.
 NAMES = ("max_position_embeddings", "max_seq_len", "max_target_positions")
-# The published models were trained on it, whatever their configurations say (TinyStories-33M,
-# discussion 12); other models are read in windows of the same length.
+# The published models were trained with it, whatever their configurations say (TinyStories-33M,
+# discussion 12); other models are evaluated in windows of the same length.
 PAPER_CONTEXT = 512
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
-    """Return the most tokens that a model can read at once.
+    """Return the maximum number of positions of a model, or None without a limit.
 
-    None is no limit: Bloom adds a bias by distance, Mamba and its like read token by token.
+    Bloom has none, with its bias by distance, and neither have Mamba and other recurrent models.
     """
     config = model.config.get_text_config(decoder=True)
     found = [getattr(config, name, None) for name in NAMES]
     limits = [value for value in found if isinstance(value, int) and value > 0]
     if not limits:
         return None
-    # RoBERTa and its like number their positions from the padding's index on.
+    # RoBERTa and similar models number their positions from the padding index on.
     offsets = [
         module.padding_idx + 1
         for module in model.modules()
@@ -36,10 +36,10 @@ def max_positions(model: PreTrainedModel) -> int | None:
 
 
 def context_length(model: PreTrainedModel) -> int:
-    """Return the longest text that stories are generated to.
+    """Return the maximum length of generated stories in tokens, the prompt included.
 
-    It is what the generation configuration says, which for a run is what it was trained on, and no
-    more than the model can read; a model that states neither gets 512.
+    This is `max_length` of the generation configuration, which for a run is its context length,
+    and at most the model's positions; 512 for a model that has neither.
     """
     limits = (max_positions(model), model.generation_config.max_length)
     return min((limit for limit in limits if limit), default=PAPER_CONTEXT)

@@ -18,7 +18,7 @@ def parse_export_arguments(argv: Sequence[str] | None = None, *, description: st
         UserError: an unknown flag, or no model.
     """
     parser = StrictParser(description)
-    parser.add_argument("--model", metavar="DIR", help="run directory, or any model folder")
+    parser.add_argument("--model", metavar="DIR", help="run directory or model folder")
     flags = parser.parse_layer(argv)
     if "model" not in flags:
         raise UserError("give --model, such as --model runs/xs")
@@ -26,7 +26,7 @@ def parse_export_arguments(argv: Sequence[str] | None = None, *, description: st
 
 
 class PageRequest(NamedTuple):
-    """What scripts/build_page.py is asked for; `models` are folders by the names shown."""
+    """The request of scripts/build_page.py; `models` maps displayed names to folders."""
 
     models: dict[str, Path]
     out: Path
@@ -41,17 +41,17 @@ def parse_page_arguments(
     """Read the command line of scripts/build_page.py.
 
     Raises:
-        UserError: an unknown flag, no model or folder, or a name that is not one or stands twice.
+        UserError: an unknown flag, no model or folder, or an invalid or repeated name.
     """
     parser = StrictParser(description)
-    parser.add_argument("--model", metavar="DIR", help="exported run directory, by its own name")
     parser.add_argument(
-        "--models", metavar="NAME=DIR", nargs="+", help="more of them, side by side"
+        "--model", metavar="DIR", help="exported run directory; its name is displayed"
     )
-    parser.add_argument("--out", metavar="DIR", help="folder of the page")
+    parser.add_argument("--models", metavar="NAME=DIR", nargs="+", help="more models, side by side")
+    parser.add_argument("--out", metavar="DIR", help="output folder of the page")
     parser.add_argument("--dtype", metavar="KIND", help="q8 or fp32 weights [q8]")
-    parser.add_argument("--serve", action="store_true", help="show it on 127.0.0.1")
-    parser.add_argument("--port", metavar="N", help="where to show it; 0 is any free one [8000]")
+    parser.add_argument("--serve", action="store_true", help="serve the page on 127.0.0.1")
+    parser.add_argument("--port", metavar="N", help="port of --serve; 0 is any free one [8000]")
     flags = {name: setting.value for name, setting in parser.parse_layer(argv).items()}
     if "out" not in flags or not {"model", "models"} & set(flags):
         raise UserError("give --model and --out, such as --model runs/xs --out site")
@@ -62,11 +62,11 @@ def parse_page_arguments(
         if not equals or not folder or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise UserError(f"models: {text!r} is not NAME=DIR, such as small=runs/small")
         if name in models:
-            raise UserError(f"models: the name {name} stands twice; give one of them another")
+            raise UserError(f"models: the name {name} is given twice; rename one of them")
         models[name] = Path(folder)
     dtype, port = flags.get("dtype", "q8"), flags.get("port", "8000")
     if dtype not in ("q8", "fp32"):
         raise UserError(f"dtype: {dtype!r} is neither q8 nor fp32")
     if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
-        raise UserError(f"port: {port!r} is no port; give a number up to 65535")
+        raise UserError(f"port: {port!r} is not a port; give a number up to 65535")
     return PageRequest(models, Path(flags["out"]), dtype, "serve" in flags, int(port))

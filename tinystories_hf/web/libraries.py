@@ -1,7 +1,7 @@
-"""The JavaScript that the page stands on: locked by content, taken from npm packages, cached.
+"""The JavaScript libraries of the page: files of npm packages, locked by sha256 and cached.
 
-`libraries.json` names versions, files and their sha256. To take a newer version, change it there:
-the versions of the two belong together, as the package.json of transformers.js says.
+`libraries.json` holds the versions, files and digests. To upgrade, change it there: each version of
+transformers.js needs the ONNX Runtime version of its package.json.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tinystories_hf.core.files import appearing, file_sha256
 
 _LOCK = Path(__file__).with_name("libraries.json")
 CDN = "https://cdn.jsdelivr.net/npm"
-# What modules import by these names, and the file of the lock that answers.
+# The import names, and the locked files they resolve to.
 IMPORTS = {
     "@huggingface/transformers": "transformers.js",
     "onnxruntime-web/webgpu": "onnxruntime.js",
@@ -36,7 +36,7 @@ NPM_SECONDS = 300
 
 @dataclass(frozen=True)
 class LibraryFile:
-    """A file of a package: its path there, its name here, its content."""
+    """A file of a package: its path there, its name here, its sha256."""
 
     path: str
     to: str
@@ -46,7 +46,7 @@ class LibraryFile:
 
 @dataclass(frozen=True)
 class Library:
-    """A locked npm package and what the page takes from it."""
+    """A locked npm package and the files that the page uses."""
 
     name: str
     version: str
@@ -57,13 +57,13 @@ class Library:
 
     @property
     def package(self) -> str:
-        """Return the name by which npm and the CDN know it."""
+        """Return the package name with its version, as npm and the CDN write it."""
         return f"{self.name}@{self.version}"
 
 
 @functools.cache
 def locked_libraries() -> tuple[Library, ...]:
-    """Return the libraries of the lock."""
+    """Return the libraries of `libraries.json`."""
     entries = json.loads(_LOCK.read_text(encoding="utf-8"))
     return tuple(
         Library(**{**entry, "files": tuple(LibraryFile(**file) for file in entry["files"])})
@@ -72,12 +72,12 @@ def locked_libraries() -> tuple[Library, ...]:
 
 
 def fetch_library(library: Library) -> Path | None:
-    """Return a folder with the files of a library, from the cache or by npm; None without npm.
+    """Return a folder with the files of a library, from the cache or npm, or None without npm.
 
     The cache is $HF_HOME/tinystories_hf/page.
 
     Raises:
-        UserError: npm cannot get the package, or its files are not those of the lock.
+        UserError: npm fails to download the package, or its files differ from the lock.
     """
     name = f"{library.name.rpartition('/')[2]}-{library.version}"
     cached = Path(constants.HF_HOME) / "tinystories_hf" / "page" / name
@@ -91,8 +91,7 @@ def fetch_library(library: Library) -> Path | None:
     for file in library.files:
         if file_sha256(cached / file.to) != file.sha256:
             raise UserError(
-                f"{cached / file.to} is not what {_LOCK.name} locks; remove {cached} and build"
-                " again"
+                f"{cached / file.to} differs from {_LOCK.name}; remove {cached} and build again"
             )
     return cached
 
@@ -122,14 +121,12 @@ def _unpack(npm: str, library: Library, folder: Path) -> None:
             for file in library.files:
                 content = _content(package, f"package/{file.path}")
                 if hashlib.sha256(content).hexdigest() != file.sha256:
-                    raise UserError(
-                        f"{file.path} of {library.package} is not what {_LOCK.name} locks"
-                    )
+                    raise UserError(f"{file.path} of {library.package} differs from {_LOCK.name}")
                 (folder / file.to).write_bytes(content)
 
 
 def _content(package: tarfile.TarFile, name: str) -> bytes:
-    """Return a file of an archive, empty where it is not in it."""
+    """Return a file of an archive, or empty bytes if it is missing."""
     try:
         found = package.extractfile(name)
     except KeyError:
@@ -138,7 +135,7 @@ def _content(package: tarfile.TarFile, name: str) -> bytes:
 
 
 def import_map(cdn: bool) -> str:
-    """Return the page's import map: files beside it, or those of the CDN with their digests."""
+    """Return the page's import map: local files, or those of the CDN with their digests."""
     files = {file.to: (library, file) for library in locked_libraries() for file in library.files}
     if not cdn:
         return json.dumps({"imports": {name: f"./lib/{to}" for name, to in IMPORTS.items()}})
@@ -148,7 +145,7 @@ def import_map(cdn: bool) -> str:
 
 
 def cdn_url(library: Library, file: LibraryFile) -> str:
-    """Return where the usual CDN has a file of a library."""
+    """Return the CDN URL of a file of a library."""
     return f"{CDN}/{library.package}/{file.path}"
 
 

@@ -1,7 +1,7 @@
-"""A model folder's `onnx/`: the graph in fp32 and 8 bits, checked against PyTorch before it stands.
+"""Export a model folder to `onnx/`, in fp32 and 8 bits, checked against PyTorch.
 
-The layout is that of transformers.js and Optimum, so that a published folder works in both by its
-name: `onnx/model.onnx` (dtype "fp32"), `onnx/model_quantized.onnx` (dtype "q8").
+The layout is that of transformers.js and Optimum, so that both load a published repository:
+`onnx/model.onnx` (dtype "fp32"), `onnx/model_quantized.onnx` (dtype "q8").
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ ONNX_FOLDER = "onnx"
 FP32, Q8 = "model.onnx", "model_quantized.onnx"
 EXPORT_RECORD = "export.json"
 WEIGHTS_FILE = "model.safetensors"
-# Logits of fp32 sums in another order, the second as a share of the largest of all: a trained XS
-# differed by 5e-6.
+# Tolerances of logits (absolute, and relative to the largest one): fp32 sums in another order
+# differed by 5e-6 for a trained XS.
 ABSOLUTE, RELATIVE = 1e-4, 1e-5
-# What 8 bits may add to the loss before they are refused: a hundredth.
+# The largest relative increase of the loss by 8-bit weights that is accepted.
 MOST_LOSS_OF_8_BITS = 0.01
 CACHED_STEPS = 64
 
@@ -56,11 +56,11 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 @dataclass(frozen=True)
 class ExportRecord:
-    """`export.json`: what was exported, what from, and how near it is to PyTorch.
+    """The record `export.json`: what was exported, from which weights, and how exactly.
 
-    `safetensors_sha256` is that of the file; `weights_sha256` of `eval_results.json` is that of the
-    tensors. `largest_difference` is between the logits of fp32 and PyTorch's; the losses, in nats
-    per token, are over `tokens` tokens of the sentences of the cloze suite.
+    `safetensors_sha256` is the digest of the file; `weights_sha256` of `eval_results.json` is that
+    of the tensors. `largest_difference` is between the fp32 logits and PyTorch's. The losses, in
+    nats per token, are over `tokens` tokens of the sentences of the cloze suite.
     """
 
     safetensors_sha256: str
@@ -86,16 +86,16 @@ class ExportRecord:
 
 @without_progress_bars()
 def export_onnx(folder: Path) -> ExportRecord:
-    """Write `onnx/` into a model folder; what stood there is replaced when the new one is checked.
+    """Write `onnx/` into a model folder, replacing an older export once the new one is checked.
 
     Raises:
-        UserError: the packages for it are not installed, the folder holds no GPT-Neo with a fast
-            tokenizer, or nothing can be written there.
-        RunError: the graph is not the model, 8 bits lose too much, or the disk is full.
+        UserError: a required package is not installed, the folder has no GPT-Neo with a fast
+            tokenizer, or it cannot be written to.
+        RunError: the graph differs from the model, 8 bits lose too much, or the disk is full.
     """
     _require_packages()
     check_readable(folder, "model")
-    check_writable(folder, "model", "copy it to a folder of yours")
+    check_writable(folder, "model", "copy it to a folder that you can write to")
     model, tokenizer = _load(folder)
     texts = [item.beginning + item.continuations[item.right] for item in cloze_items()]
     ids = text_ids(tokenizer, texts)
@@ -124,13 +124,14 @@ def export_onnx(folder: Path) -> ExportRecord:
 
 
 def check_onnx_export(folder: Path, names: Sequence[str] | None = None) -> None:
-    """Find out whether exported files are what was exported, from the weights beside them.
+    """Check that exported files are unchanged and belong to the weights beside them.
 
-    `names` are the graphs that are needed; without it, all that are there. Needs none of the
-    packages for exporting.
+    `names` are the required graphs, by default all existing ones. Needs none of the packages for
+    exporting.
 
     Raises:
-        UserError: there is no export, it is of other weights, or a graph is another or none.
+        UserError: there is no export, it belongs to other weights, or a graph is changed or
+        missing.
     """
     command = script_command("export_onnx.py", "--model", str(folder))
     path = folder / ONNX_FOLDER / EXPORT_RECORD
@@ -138,20 +139,20 @@ def check_onnx_export(folder: Path, names: Sequence[str] | None = None) -> None:
         raise UserError(f"{folder} is not exported; run {command}")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        # The older name is that of another hash elsewhere.
+        # Records of earlier versions have another key.
         weights = record.get("safetensors_sha256") or record["weights_sha256"]
         stored = {name: entry["sha256"] for name, entry in record["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is no record of an export; run {command}") from None
+        raise UserError(f"{path} is not an export record; run {command}") from None
     if weights != file_sha256(folder / WEIGHTS_FILE):
         raise UserError(f"{folder} was exported from other weights; run {command}")
     there = {graph.name for graph in path.parent.glob("*.onnx")}
     for name in sorted(names or there | set(stored)):
         graph = path.parent / name
         if name in there and name not in stored:
-            raise UserError(f"{graph} was not made by {command}; remove it")
+            raise UserError(f"{graph} was not created by {command}; remove it")
         if name not in there or file_sha256(graph) != stored[name]:
-            raise UserError(f"{graph} is not what was exported; run {command}")
+            raise UserError(f"{graph} has changed since its export; run {command}")
 
 
 def _require_packages() -> None:
@@ -161,18 +162,20 @@ def _require_packages() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"exporting needs the package {error.name}; install what it takes with"
+            f"exporting needs the package {error.name}; install the onnx extra with"
             " `pip install --constraint constraints.txt --editable '.[onnx]'`"
         ) from None
 
 
 def _load(folder: Path) -> tuple[GPTNeoForCausalLM, PreTrainedTokenizerFast]:
     if not (folder / WEIGHTS_FILE).is_file():
-        raise UserError(f"model: {folder} is no model folder: it has no {WEIGHTS_FILE}")
+        raise UserError(f"model: {folder} is not a model folder: it has no {WEIGHTS_FILE}")
     try:
         kind = AutoConfig.from_pretrained(folder).model_type
         if kind != "gpt_neo":
-            raise UserError(f"model: {folder} is a {kind}; only GPT-Neo is exported, use Optimum")
+            raise UserError(
+                f"model: {folder} is a {kind}; only GPT-Neo is supported; use Optimum for others"
+            )
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = load_model(str(folder))
     except UserError:
@@ -184,13 +187,13 @@ def _load(folder: Path) -> tuple[GPTNeoForCausalLM, PreTrainedTokenizerFast]:
 
 
 def text_ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> _Ids:
-    """Return texts one after the other, an end of text after each, (tokens,)."""
+    """Return the ids of concatenated texts, each followed by an EOS, (tokens,)."""
     ids = [token for text in texts for token in (*encode(tokenizer, text), tokenizer.eos_token_id)]
     return np.array(ids, dtype=np.int64)
 
 
 def open_graph(path: Path) -> InferenceSession:
-    """Open a graph for the CPU, with as many threads as PyTorch takes."""
+    """Open a graph on the CPU, with the number of threads of PyTorch."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -207,8 +210,8 @@ def run_graph(
 ) -> tuple[Floats, list[Floats]]:
     """Return the logits (batch, length, vocabulary) and the caches after `input_ids`.
 
-    `input_ids` is (batch, length), `attention_mask` (batch, past + length) with zeros for paddings
-    on the left; without `past_key_values` a text begins.
+    `input_ids` is (batch, length), `attention_mask` (batch, past + length) with zeros for padding
+    on the left; `past_key_values` is None at the start of a text.
     """
     caches = [value for value in session.get_inputs() if value.name.startswith("past_key_values")]
     if past_key_values is None:
@@ -223,13 +226,13 @@ def run_graph(
 
 
 def largest_difference(model: GPTNeoForCausalLM, path: Path, ids: _Ids) -> float:
-    """Compare a graph with PyTorch on the first tokens of a text; return how far logits differ.
+    """Compare a graph with PyTorch on the first tokens of a text; return the largest difference.
 
-    Whole texts of one token, of a few and of the whole context, alone and as the longest of three
-    rows with paddings; then token after token with the cache.
+    Compared are texts of one token, of a few, and of the full context, alone and in a batch of
+    three with padding, and then token by token with the cache.
 
     Raises:
-        RunError: they differ by more than the rounding of fp32.
+        RunError: the logits differ by more than the rounding of fp32.
     """
     session, context = open_graph(path), context_length(model)
     ids = np.resize(ids, context)
@@ -253,7 +256,7 @@ def largest_difference(model: GPTNeoForCausalLM, path: Path, ids: _Ids) -> float
 
 
 def left_padded(ids: _Ids, rows: int) -> tuple[_Ids, _Ids]:
-    """Return rows that end alike and begin later and later, and their mask, (rows, tokens)."""
+    """Return rows with the same end and increasing left padding, and their mask, (rows, tokens)."""
     batch, mask = np.tile(ids, (rows, 1)), np.ones((rows, len(ids)), np.int64)
     for row in range(1, rows):
         gone = row * len(ids) // (rows + 1)
@@ -279,22 +282,22 @@ def _compare(expected: Floats, found: Floats, mask: _Ids, what: str) -> float:
     difference = float(np.abs(expected - found).max())
     if not difference <= ABSOLUTE + RELATIVE * float(np.abs(expected).max()):
         raise RunError(
-            f"the exported graph is not the model: for {what} its logits differ by"
+            f"the exported graph differs from the model: for {what} the logits differ by"
             f" {difference:.2e}; nothing was written"
         )
     return difference
 
 
 def quantize(fp32: Path, path: Path) -> None:
-    """Write a graph with 8-bit weights: of matrices by column, of embeddings as a whole.
+    """Write a graph with 8-bit weights: matrices per column, embeddings per tensor.
 
-    Activations are rounded as they come. The token embedding stays one table for both its uses.
+    Activations are quantized dynamically. The token embedding stays tied to the head.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     log = logging.getLogger()
     level = log.level
-    log.setLevel(logging.ERROR)  # it advises a step that this graph does not need
+    log.setLevel(logging.ERROR)  # it recommends a preprocessing step that this graph does not need
     try:
         quantize_dynamic(fp32, path, weight_type=QuantType.QInt8, per_channel=True)
     finally:
@@ -304,7 +307,7 @@ def quantize(fp32: Path, path: Path) -> None:
 def graph_loss(path: Path, ids: _Ids, context: int) -> float:
     """Return the loss of a graph in nats per token, over windows of the context length.
 
-    Each window predicts all of its tokens but the first.
+    The first token of each window is not predicted.
     """
     session, total, count = open_graph(path), 0.0, 0
     for start in range(0, len(ids) - 1, context - 1):
@@ -329,7 +332,7 @@ def _describe(path: Path) -> dict[str, Any]:
 
 
 def _move_in(files: Sequence[Path], folder: Path, record: ExportRecord) -> None:
-    """Replace the files of a folder; its record goes first and comes last, so it never lies."""
+    """Replace the files of a folder; the record is removed first and written last."""
     folder.mkdir(exist_ok=True)
     (folder / EXPORT_RECORD).unlink(missing_ok=True)
     for path in files:

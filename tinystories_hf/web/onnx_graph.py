@@ -1,7 +1,7 @@
-"""GPT-Neo as an ONNX graph: its forward pass in plain operations over flat caches.
+"""GPT-Neo as an ONNX graph, with its cache as flat inputs and outputs.
 
-Names and shapes of inputs and outputs are those that Optimum gives a decoder with a cache, which
-transformers.js takes as well.
+The names and shapes of inputs and outputs are those of Optimum's decoders with a cache, which
+transformers.js expects too.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from transformers.models.gpt_neo import modeling_gpt_neo as stock
 
 from tinystories_hf.model.modeling import GPTNeoForCausalLM
 
-# The first opset in which GELU is one operation. ONNX Runtime takes it since 1.17 of 2024.
+# The first opset in which GELU is one operation; ONNX Runtime has it since 1.17 (2024).
 OPSET = 20
-# Sizes of the example: no two alike, and none of 1, to which the exporter fixes a graph although
-# it goes on naming the dimension. A graph from one token at a time is right for one token at a
-# time, and ends in the first Reshape of a longer text.
+# Sizes of the example inputs: all different, and none is 1. The exporter would make a size of 1
+# constant, although it names the dimension: such a graph fails in the first Reshape of a longer
+# text.
 BATCH, LENGTH, PAST = 2, 3, 4
 LENGTH_NAME, PAST_NAME = "sequence_length", "past_sequence_length"
 
 
 class FlatCacheGPTNeo(nn.Module):
-    """The weights of a GPT-Neo behind a forward pass that is made for export.
+    """The weights of a GPT-Neo with a forward pass written for export.
 
-    The stock model's own pass exports as well, but cuts its masks from a stored matrix in each
-    layer, by lengths that follow from the layer before: the exporter carries ever longer formulas
-    for one and the same length, 500 s for XS against 12 s. The token embedding is stored once and
-    as the head multiplies by it, (hidden, vocabulary): a head that turned it would copy it at every
-    token, and 8-bit weights would hold it twice.
+    Transformers' forward pass can be exported too, but it slices its masks from a stored matrix in
+    each layer, by lengths from the layer before: the exporter simplifies growing expressions for
+    the same length, which takes 500 s for XS instead of 12 s. The token embedding is stored once,
+    as the head needs it (hidden, vocabulary): transposing it would copy it at every token, and
+    8-bit weights would store it twice.
     """
 
     def __init__(self, model: GPTNeoForCausalLM) -> None:
@@ -60,7 +60,8 @@ class FlatCacheGPTNeo(nn.Module):
         """Return the logits (batch, length, vocabulary) and the keys and values of each layer.
 
         `input_ids` and `position_ids` are (batch, length), `attention_mask` (batch, past + length);
-        keys and values (batch, heads, past, head size) go in, and come out with `length` more.
+        keys and values are (batch, heads, past, head_dim), and returned with `length` more
+        positions.
         """
         shape = input_ids.shape
         embedded = self.wte.index_select(1, input_ids.flatten()).T.unflatten(0, shape)
@@ -80,12 +81,12 @@ class FlatCacheGPTNeo(nn.Module):
     def _masks(
         self, attention_mask: torch.Tensor, past: int, length: int
     ) -> dict[str, torch.Tensor]:
-        """Return what is added to the scores of each kind of layer, (batch, 1, length, keys)."""
+        """Return the additive mask of each kind of layer, (batch, 1, length, keys)."""
         query = torch.arange(past, past + length)[:, None]
         key = torch.arange(past + length)[None, :]
         seen = (key <= query) & attention_mask.bool()[:, None, None, :]
         near = seen & (key > query - self.config.window_size)
-        # Not infinity: a row without any key, as of a padding, would be NaN and spread.
+        # Not infinity: a query without keys, such as padding, would become NaN.
         never = torch.finfo(torch.float32).min
         return {
             "global": torch.where(seen, 0.0, never),
@@ -108,7 +109,7 @@ class FlatCacheGPTNeo(nn.Module):
             for project in projections
         )
         key, value = torch.cat((past[0], key), 2), torch.cat((past[1], value), 2)
-        # GPT-Neo does not divide by the square root of the head size.
+        # GPT-Neo does not divide by the square root of the head dimension.
         weights = torch.softmax(query @ key.transpose(-1, -2) + mask, -1)
         mixed = (weights @ value).transpose(1, 2).flatten(2)
         return attention.out_proj(mixed), [key, value]
@@ -120,7 +121,7 @@ def cache_names(layers: int, prefix: str) -> list[str]:
 
 
 def write_graph(model: GPTNeoForCausalLM, path: Path) -> None:
-    """Export a GPT-Neo in fp32, with caches as inputs and outputs, and every size free.
+    """Export a GPT-Neo in fp32, with caches as inputs and outputs, and dynamic sizes.
 
     Raises:
         RuntimeError: the exporter fixed a size, or failed.
@@ -142,7 +143,7 @@ def write_graph(model: GPTNeoForCausalLM, path: Path) -> None:
             opset_version=OPSET,
             verbose=False,
         )
-    assert program is not None  # for the type checker: it is None where a path was given
+    assert program is not None  # for the type checker: only None if a path was given
     graph = program.model_proto
     _strip(graph)
     graph.graph.input[1].type.tensor_type.shape.dim[1].dim_param = f"{PAST_NAME} + {LENGTH_NAME}"
@@ -151,7 +152,7 @@ def write_graph(model: GPTNeoForCausalLM, path: Path) -> None:
 
 
 def example_inputs(model: stock.GPTNeoForCausalLM) -> tuple[Any, ...]:
-    """Return inputs whose sizes all differ, see `BATCH`."""
+    """Return example inputs, whose sizes all differ (see `BATCH`)."""
     heads, layers = model.config.num_heads, model.config.num_layers
     cache = (BATCH, heads, PAST, model.config.hidden_size // heads)
     return (
@@ -163,18 +164,18 @@ def example_inputs(model: stock.GPTNeoForCausalLM) -> tuple[Any, ...]:
 
 
 def _free_sizes(layers: int) -> dict[str, Any]:
-    """Return the named sizes of each input; a named one that the exporter would fix is an error."""
+    """Return the dynamic sizes of each input; the exporter fails if it makes one constant."""
     batch, length, past = map(torch.export.Dim, ("batch_size", LENGTH_NAME, PAST_NAME))
     return {
         "input_ids": {0: batch, 1: length},
-        "attention_mask": {0: batch, 1: torch.export.Dim.AUTO},  # a sum of two has no name there
+        "attention_mask": {0: batch, 1: torch.export.Dim.AUTO},  # a sum of two sizes has no name
         "position_ids": {0: batch, 1: length},
         "past_key_values": tuple({0: batch, 2: past} for _ in range(2 * layers)),
     }
 
 
 def _strip(graph: Any) -> None:
-    """Remove what the exporter notes beside the graph: lines of code, and the paths they are at."""
+    """Remove the exporter's metadata: source lines and the paths of their files."""
     graph.ClearField("metadata_props")
     graph.graph.ClearField("metadata_props")
     for part in (*graph.graph.node, *graph.graph.initializer, *graph.graph.value_info):
@@ -186,7 +187,7 @@ def _strip(graph: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what the exporter says of libraries that are not installed, and to its authors."""
+    """Hide the exporter's messages about missing libraries and to its own developers."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""Building the page: a static folder with the models, the libraries, and what the page says.
+"""Build the page: a static folder with the models and the JavaScript libraries.
 
-Any web server shows it; nothing of it calls home. `page.json` tells the page which models there
-are, what their cards say, and the size and sha256 of each file it is to load.
+Any web server can host it, and it loads nothing from elsewhere. `page.json` lists the models, the
+facts of their cards, and the size and sha256 of each file.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MIT = Path(__file__).with_name("MIT.txt")
 
 @dataclass(frozen=True)
 class SiteModel:
-    """What the page knows of a model; `context` in tokens, `end` the token that ends a story."""
+    """The entry of a model in `page.json`; `context` in tokens, `end` the EOS token id."""
 
     name: str
     folder: str
@@ -59,13 +59,13 @@ class SiteModel:
 
 
 def build_page(models: Mapping[str, Path], out: Path, dtype: Dtype = "q8") -> str:
-    """Build the page for models by their names; return what was built, in words.
+    """Build the page for models by their names; return a summary.
 
-    A page that was built before is replaced when the new one is whole.
+    An existing page is replaced when the new one is complete.
 
     Raises:
-        UserError: a model has no export or an old one, `out` holds something else, or the
-            libraries cannot be got.
+        UserError: a model has no export or an outdated one, `out` has other content, or the
+            libraries cannot be downloaded.
     """
     _refuse_others(out)
     for place in (out.parent, out):
@@ -78,7 +78,7 @@ def build_page(models: Mapping[str, Path], out: Path, dtype: Dtype = "q8") -> st
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     for path in STATIC.iterdir():
-        shutil.copyfile(path, work / path.name)  # not its permissions: the package may be read-only
+        shutil.copyfile(path, work / path.name)  # without permissions: the package may be read-only
     index = (STATIC / "index.html").read_text(encoding="utf-8")
     (work / "index.html").write_text(index.replace("IMPORT_MAP", import_map(cdn)), encoding="utf-8")
     if not cdn:
@@ -103,10 +103,10 @@ def build_page(models: Mapping[str, Path], out: Path, dtype: Dtype = "q8") -> st
 
 
 def check_page_model(name: str, folder: Path, dtype: Dtype) -> None:
-    """Raise a `UserError` where a model has no ONNX files, or files of other weights than its."""
+    """Raise a `UserError` if a model has no ONNX files, or files of other weights."""
     check_readable(folder, name)
     if not (folder / WEIGHTS_FILE).is_file():
-        raise UserError(f"{name}: {folder} is no model folder: it has no {WEIGHTS_FILE}")
+        raise UserError(f"{name}: {folder} is not a model folder: it has no {WEIGHTS_FILE}")
     try:
         onnx_export.check_onnx_export(folder, [DTYPES[dtype]])
     except UserError as error:
@@ -114,7 +114,7 @@ def check_page_model(name: str, folder: Path, dtype: Dtype) -> None:
 
 
 def is_page(folder: Path) -> bool:
-    """Tell whether a folder is a page that was built here."""
+    """Return whether a folder is a page built by this package."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return bool(manifest["built_by"] == BUILT_BY)
@@ -125,17 +125,17 @@ def is_page(folder: Path) -> bool:
 def _refuse_others(out: Path) -> None:
     with reporting_unreadable("out", out):
         if out.is_dir() and any(out.iterdir()) and not is_page(out):
-            raise UserError(f"out: {out} holds something else; choose another folder")
+            raise UserError(f"out: {out} has other content; choose another folder")
         if out.exists() and not out.is_dir():
             raise UserError(f"out: {out} is a file; choose another folder")
 
 
 def _add_libraries(folder: Path, cached: Mapping[str, Path | None]) -> None:
-    """Copy the libraries, and beside each its licence."""
+    """Copy the libraries with their licences."""
     folder.mkdir()
     for library in locked_libraries():
         source = cached[library.name]
-        assert source is not None  # for the type checker: a page without npm takes none
+        assert source is not None  # for the type checker: None only without npm
         for file in library.files:
             shutil.copyfile(source / file.to, folder / file.to)
         _add_licence(library, folder)
@@ -191,7 +191,7 @@ def _add_model(work: Path, name: str, folder: Path, dtype: Dtype) -> SiteModel:
 
 
 def _context(folder: Path, config: dict[str, Any]) -> int:
-    """Return the tokens the model was trained on, as `generation.context_length` reads them."""
+    """Return the context length of the model, as `context_length` does."""
     path = folder / "generation_config.json"
     generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     positions = int(config["max_position_embeddings"])
@@ -199,21 +199,21 @@ def _context(folder: Path, config: dict[str, Any]) -> int:
 
 
 def _from_the_card(folder: Path) -> tuple[str, str]:
-    """Return the loss and where the model is from, as its own card states them."""
+    """Return the loss and the origin of the model, from its card."""
     if not (folder / CARD_FILE).is_file():
-        return "no card that states its loss", "it has no card that says where it is from"
+        return "no card with its loss", "it has no card with its training data"
     data = ModelCard.load(folder / CARD_FILE).data
     losses = [result for result in data.eval_results or [] if result.metric_type == "loss"]
     datasets = [data.datasets] if isinstance(data.datasets, str) else data.datasets or []
-    trained = ", ".join(datasets) or (losses[0].dataset_name if losses else "texts not named")
-    source = f"trained on {trained}; licence of the weights: {data.license or 'not named'}"
+    trained = ", ".join(datasets) or (losses[0].dataset_name if losses else "unnamed data")
+    source = f"trained on {trained}; licence of the weights: {data.license or 'not stated'}"
     if not losses:
-        return "its card states no loss", source
-    return f"loss {losses[0].metric_value:.4f} nats per token on its validation stories", source
+        return "its card has no loss", source
+    return f"loss {losses[0].metric_value:.4f} nats per token on its validation split", source
 
 
 def _beginnings(folders: Any) -> list[str]:
-    """Return beginnings from the cards of the models, else our own."""
+    """Return example prompts from the cards of the models, or else this package's."""
     found: list[str] = []
     for folder in folders:
         widget = _card_data(folder).get("widget") or []
@@ -223,9 +223,9 @@ def _beginnings(folders: Any) -> list[str]:
 
 
 def _space_card(models: Mapping[str, Path]) -> str:
-    """Return the README that makes the folder a static Space of the Hub.
+    """Return the README of a static Space for the page.
 
-    It names a licence, and TinyStories, where the cards of all its models do.
+    It names a licence, and TinyStories, if the cards of all models do.
     """
     cards = [_card_data(folder) for folder in models.values()]
     head: dict[str, Any] = {
@@ -245,8 +245,8 @@ def _space_card(models: Mapping[str, Path]) -> str:
         head["tags"].insert(0, "tinystories")
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
     return (
-        f"---\n{front}---\n\nStories generated inside the browser by {', '.join(models)}: small"
-        " language models, by tinystories_hf.\n"
+        f"---\n{front}---\n\nStories generated in the browser by {', '.join(models)}: small"
+        " language models, trained with tinystories_hf.\n"
     )
 
 
@@ -266,21 +266,23 @@ def _summary(out: Path, cdn: bool) -> str:
     page = sum(sizes.values()) - sum(parts.values())
     libraries = f"libraries {parts['libraries'] / 1e6:.1f} MB"
     if cdn:
-        libraries = "libraries from a CDN, since npm is not installed here: the page needs it"
+        libraries = "libraries loaded from a CDN, since npm is not installed here"
     return f"{out}: page {page / 1e3:.0f} kB, models {parts['models'] / 1e6:.1f} MB, {libraries}"
 
 
 def serve(folder: Path, port: int) -> None:
-    """Serve a folder on loopback until interrupted, and print the address first.
+    """Serve a folder on loopback until interrupted, after printing the address.
 
     Raises:
-        RunError: the port is taken; the page is built.
+        RunError: the port is in use; the page has been built.
     """
     handler = functools.partial(_QuietHandler, directory=str(folder))
     try:
         server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     except OSError as error:
-        raise RunError(f"port: {port} is not free ({error.strerror}); choose another") from None
+        raise RunError(
+            f"port: {port} is not available ({error.strerror}); choose another"
+        ) from None
     print(f"serving http://127.0.0.1:{server.server_address[1]}/ until Ctrl+C", flush=True)
     try:
         server.serve_forever()

@@ -1,4 +1,4 @@
-"""The model card: `model_card.md` filled with the facts of a run directory, and nothing else."""
+"""The model card: `model_card.md` filled with the facts of a run directory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tinystories_hf.evaluation.results import read_results
 
 CARD_FILE = "README.md"
 PACKAGE = Path(__file__).resolve().parents[2]
-# The corpus whose defects have been counted: the first version, which the paper trained on.
+# The first version of the dataset, which the paper used and whose defects have been counted.
 TINYSTORIES = "roneneldan/TinyStories"
 V1_FILES = ("TinyStories-train.txt", "TinyStories-valid.txt")
 METRIC_NAMES = {
@@ -29,7 +29,7 @@ METRIC_NAMES = {
 
 
 def template_path() -> Path:
-    """Return the card's template: at the top of a checkout, inside an installed package."""
+    """Return the template of the card: at the top of a checkout, or inside an installed package."""
     checkout = PACKAGE.parent / "model_card.md"
     return checkout if checkout.exists() else PACKAGE / "model_card.md"
 
@@ -37,12 +37,12 @@ def template_path() -> Path:
 def render_card(
     run_dir: Path, model_id: str | None = None, stated: Mapping[str, Any] | None = None
 ) -> str:
-    """Return the model card of a finished run; `model_id` is the name by which it is loaded.
+    """Return the model card of a finished run; `model_id` is the name that its examples load.
 
-    `stated` are a licence and languages in place of those of its record.
+    `stated` replaces the licence and the languages of the run record.
 
     Raises:
-        UserError: `run.json` is missing or not a record of a run.
+        UserError: `run.json` is missing or not a run record.
         OSError: another file of the run directory is missing.
         jinja2.UndefinedError: the run directory lacks a fact that the card states.
     """
@@ -59,7 +59,7 @@ def write_card(run_dir: Path, model_id: str | None = None) -> None:
 
 
 def card_facts(run_dir: Path, model_id: str, stated: Mapping[str, Any]) -> dict[str, Any]:
-    """Collect what the card states from the files of the run."""
+    """Collect the variables of the template from the files of the run."""
     record = asdict(read_record(run_dir))
     configuration, dataset = record["configuration"], record["dataset"]
     results = json.loads((run_dir / TRAIN_RESULTS).read_text(encoding="utf-8"))
@@ -69,11 +69,11 @@ def card_facts(run_dir: Path, model_id: str, stated: Mapping[str, Any]) -> dict[
     source, hub = dataset["train"]["source"], {**configuration.get("hub", {}), **stated}
     is_tinystories, is_toy = source.get("hub") == TINYSTORIES, "toy" in source
     prompts = configuration["training"]["sample_prompts"]
-    # The prompts that are there without a word of the user begin English stories.
+    # The default prompts are English: they fit only an English dataset.
     of_the_text = is_tinystories or is_toy or prompts != default_prompts()
     return {
         **configuration,
-        # A licence is the author's to give; the language of somebody else's text is not known here.
+        # Only the author can give a licence, and the language of other text is not known here.
         "license": hub.get("license"),
         "language": hub.get("language") or (["en"] if is_tinystories or is_toy else []),
         "name": model_id.rpartition("/")[2],
@@ -105,7 +105,7 @@ def card_facts(run_dir: Path, model_id: str, stated: Mapping[str, Any]) -> dict[
 
 
 def default_prompts() -> list[str]:
-    """Return the prompts of a run that names none."""
+    """Return the default sample prompts."""
     (declared,) = (one for one in fields(RunArguments) if one.name == "sample_prompts")
     assert callable(declared.default_factory)
     prompts: list[str] = declared.default_factory()
@@ -113,7 +113,7 @@ def default_prompts() -> list[str]:
 
 
 def _paper_loss(model: dict[str, Any]) -> float | None:
-    """Return the paper's loss for the same shape over the same tokens, None where it has none."""
+    """Return the paper's loss for the same shape and vocabulary, or None."""
     if model["vocab_size"] != GPT_NEO_VOCABULARY:
         return None
     row = paper_row(model["hidden_size"], model["num_layers"])
@@ -121,7 +121,7 @@ def _paper_loss(model: dict[str, Any]) -> float | None:
 
 
 def _energy_kwh(sessions: list[dict[str, Any]], seconds: float) -> float | None:
-    """Return the most that the GPUs can have used: power limit x time, for a run of one session."""
+    """Return an upper bound of the GPUs' energy: power limit x time, for a run of one session."""
     watts = sessions[-1]["power_limit_watts"]
     if watts is None or len(sessions) > 1:
         return None

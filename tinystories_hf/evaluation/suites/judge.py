@@ -101,7 +101,7 @@ def estimate_cost(
 
 
 def _finished(replies: Sequence[str]) -> bool:
-    """Tell whether a judge is done with a story: grades that can be read, or the last try."""
+    """Return whether a judge is done with a story: grades that can be read, or the last try."""
     graded = any(parse_grades(reply) for reply in replies[1:])
     return graded or len(replies) >= MOST_REPLIES
 

@@ -55,7 +55,7 @@ def open_judge(name: str, base_url: str | None) -> Judge:
 
 
 def is_local(name: str, base_url: str | None) -> bool:
-    """Tell whether a judge costs nothing but time."""
+    """Return whether a judge costs nothing but time."""
     return base_url is None and Path(name).is_dir()
 
 

@@ -99,7 +99,7 @@ class TrainingIndex:
             raise ValueError(f"vocabulary.txt has not {self.manifest.vocabulary} words")
 
     def __contains__(self, word: object) -> bool:
-        """Tell whether the word stands in training."""
+        """Return whether the word stands in training."""
         return word in self._ids
 
     def counts(self, grams: Sequence[Words]) -> list[int]:

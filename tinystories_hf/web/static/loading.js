@@ -1,9 +1,9 @@
-// Files of the site, fetched with progress and checked against what page.json says of them.
+// Fetch the files of the site with progress, and verify them against page.json.
 
-/** A failure that a person can do something about; its message is shown as it is. */
+/** An error with a message that is shown to the user as it is. */
 export class Problem extends Error {}
 
-// What came damaged or cut short once is asked of the server again, not of the browser's cache.
+// Damaged or incomplete files are requested from the server again, not from the browser's cache.
 const distrusted = new Set();
 
 const inMegabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
@@ -51,16 +51,16 @@ async function fetchFile({ url, bytes, sha256 }, onLoaded) {
   }
   if (!response.ok) {
     throw new Problem(
-      `${url} is not on this server (${response.status}). Whoever keeps this page has to build it again.`,
+      `${url} is missing on this server (${response.status}). The page must be built again.`,
     );
   }
   if (loaded < bytes) {
     distrusted.add(url);
     throw new Problem(
-      `${url} is cut short: ${inMegabytes(loaded)} of ${inMegabytes(bytes)} came. Try again.`,
+      `${url} is incomplete: only ${inMegabytes(loaded)} of ${inMegabytes(bytes)} arrived. Try again.`,
     );
   }
-  // Only pages from https or from this very machine may compute digests.
+  // Browsers compute digests only on pages from https or localhost.
   if (crypto.subtle) {
     const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", content));
     const hex = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -72,7 +72,7 @@ async function fetchFile({ url, bytes, sha256 }, onLoaded) {
 function damaged(url) {
   distrusted.add(url);
   return new Problem(
-    `${url} is damaged: it is not the file this page was built with. Try again; if that does not` +
+    `${url} is damaged: it differs from the file that this page was built with. Try again; if that does not` +
       " help, whoever keeps this page has to build it again.",
   );
 }

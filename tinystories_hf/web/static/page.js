@@ -1,4 +1,4 @@
-// The page: a beginning goes in, the chosen models tell on side by side.
+// The page: a beginning goes in, the chosen models generate on side by side.
 
 import { Problem } from "./loading.js";
 import { explained, Storyteller } from "./storyteller.js";
@@ -6,9 +6,9 @@ import { explained, Storyteller } from "./storyteller.js";
 const element = (id) => document.getElementById(id);
 const form = element("ask");
 const prompt = element("prompt");
-const tellers = [];
+const columns = [];
 let site;
-let telling = null;
+let generating = null;
 let asked = null;
 
 function make(tag, properties = {}, ...children) {
@@ -24,7 +24,7 @@ function complain(message) {
 
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}%`;
 
-// Work goes on after the browser has answered whoever clicked meanwhile.
+// Let the browser handle events, such as clicks, before the work continues.
 const breath = () =>
   new Promise((resolve) => {
     const channel = new MessageChannel();
@@ -35,8 +35,8 @@ const breath = () =>
     channel.port2.postMessage(null);
   });
 
-/** One model's column: its facts, its progress, its story, and how sure it was of each word. */
-class Teller {
+/** The column of a model: its facts, progress, story, and the probability of each word. */
+class Column {
   constructor(entry) {
     this.entry = entry;
     this.storyteller = null;
@@ -45,7 +45,7 @@ class Teller {
     this.figures = make("p", { className: "figures" });
     this.story = make("div", { className: "story", tabIndex: 0 });
     this.story.setAttribute("role", "group");
-    this.story.setAttribute("aria-label", `Story by ${entry.name}; arrow keys go from word to word`);
+    this.story.setAttribute("aria-label", `Story by ${entry.name}; use the arrow keys to go from word to word`);
     this.sure = make("div", { className: "sure" });
     this.sure.setAttribute("aria-live", "polite");
     const heading = make("h2", { textContent: entry.name });
@@ -70,7 +70,7 @@ class Teller {
     }
   }
 
-  async tell({ text, temperature, length, seed }, signal) {
+  async generate({ text, temperature, length, seed }, signal) {
     this.words = [];
     this.sure.replaceChildren();
     this.story.replaceChildren(make("span", { className: "given", textContent: text }));
@@ -84,7 +84,7 @@ class Teller {
     const say = (end) => {
       this.figures.textContent = `${left}${tokens} tokens, ${((1000 * tokens) / working).toFixed(0)} a second${end}`;
     };
-    const steps = this.storyteller.tell(ids, { temperature, length, seed, signal });
+    const steps = this.storyteller.generate(ids, { temperature, length, seed, signal });
     for (let from = ready; ; from = performance.now()) {
       const { value, done } = await steps.next();
       working += performance.now() - from;
@@ -126,7 +126,7 @@ class Teller {
     const said = word.span.textContent.trim() || "a new line";
     const pieces = word.steps.length > 1 ? `, in ${word.steps.length} pieces` : "";
     this.sure.replaceChildren(
-      make("p", { textContent: `“${said}”: the model gave it ${percent(share)}${pieces}. Likeliest here:` }),
+      make("p", { textContent: `“${said}”: probability ${percent(share)}${pieces}. Most likely here:` }),
       make("ol", {}, ...alternatives.map((other) => bar(other, other.text === first))),
     );
   }
@@ -149,7 +149,7 @@ function bar({ text, probability }, chosen) {
   return make("li", { className: chosen ? "chosen" : "" }, name, drawn, make("span", { textContent: percent(probability) }));
 }
 
-const chosen = () => tellers.filter(({ box }) => box.checked);
+const chosen = () => columns.filter(({ box }) => box.checked);
 
 function settings(seed) {
   return {
@@ -160,37 +160,37 @@ function settings(seed) {
   };
 }
 
-/** Tell with every chosen model at once; whatever becomes of it, the page is ready again after. */
-async function tell(request) {
+/** Generate with all selected models at once; afterwards the page is ready again, even after an error. */
+async function generate(request) {
   complain(null);
   if (!request.text) {
-    complain("Write how the story begins, or choose one of the beginnings.");
+    complain("Write a prompt, or choose one of the examples.");
     prompt.focus();
     return;
   }
   if (!chosen().length) {
-    complain("Choose who tells the story.");
+    complain("Select at least one model.");
     return;
   }
   asked = request;
-  telling = new AbortController();
+  generating = new AbortController();
   refresh();
   element("stories").replaceChildren(...chosen().map(({ column }) => column));
-  element("status").textContent = "Telling …";
-  const results = await Promise.allSettled(chosen().map((teller) => teller.tell(request, telling.signal)));
+  element("status").textContent = "Generating …";
+  const results = await Promise.allSettled(chosen().map((column) => column.generate(request, generating.signal)));
   const failed = results.map((result, at) => result.status === "rejected" && [result.reason, chosen()[at]]);
-  const problems = failed.filter(Boolean).map(([reason, teller]) => explained(reason, teller.entry.name).message);
+  const problems = failed.filter(Boolean).map(([reason, column]) => explained(reason, column.entry.name).message);
   complain(problems.join(" "));
-  element("status").textContent = problems.length ? "" : telling.signal.aborted ? "Stopped." : "Told.";
-  telling = null;
+  element("status").textContent = problems.length ? "" : generating.signal.aborted ? "Stopped." : "Done.";
+  generating = null;
   refresh();
 }
 
 function refresh() {
-  element("tell").disabled = Boolean(telling);
-  element("stop").disabled = !telling;
-  element("again").disabled = Boolean(telling) || !asked;
-  for (const { box } of tellers) box.disabled = Boolean(telling);
+  element("generate").disabled = Boolean(generating);
+  element("stop").disabled = !generating;
+  element("again").disabled = Boolean(generating) || !asked;
+  for (const { box } of columns) box.disabled = Boolean(generating);
 }
 
 function showValues() {
@@ -200,13 +200,13 @@ function showValues() {
 
 function arrange() {
   for (const entry of site.models) {
-    const teller = new Teller(entry);
-    teller.box = make("input", { type: "checkbox", checked: !tellers.length });
-    element("models").append(make("label", {}, teller.box, ` ${entry.name}`));
-    tellers.push(teller);
+    const column = new Column(entry);
+    column.box = make("input", { type: "checkbox", checked: !columns.length });
+    element("models").append(make("label", {}, column.box, ` ${entry.name}`));
+    columns.push(column);
     element("sources").append(make("li", { textContent: `${entry.name}: ${entry.source}` }));
   }
-  element("models").hidden = tellers.length < 2;
+  element("models").hidden = columns.length < 2;
   element("length").max = Math.max(...site.models.map(({ context }) => context));
   element("length").value = element("length").max;
   for (const text of site.beginnings) {
@@ -229,12 +229,12 @@ async function start() {
   });
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    tell(settings(1));
+    generate(settings(1));
   });
-  element("again").addEventListener("click", () => tell({ ...asked, seed: asked.seed + 1 }));
-  element("stop").addEventListener("click", () => telling?.abort());
+  element("again").addEventListener("click", () => generate({ ...asked, seed: asked.seed + 1 }));
+  element("stop").addEventListener("click", () => generating?.abort());
   const response = await fetch("page.json");
-  if (!response.ok) throw new Problem("page.json is not on this server; the page has to be built again.");
+  if (!response.ok) throw new Problem("page.json is missing on this server; build the page again.");
   site = await response.json();
   arrange();
   showValues();

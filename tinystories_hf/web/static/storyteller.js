@@ -1,18 +1,18 @@
-// A model in the browser: loading it, and telling a story token by token.
+// A model in the browser: loading it, and generating a story token by token.
 
 import { fetchFiles, Problem } from "./loading.js";
 
-// Tokens of a beginning that are read at once: the logits of 512 would take 103 MB.
+// Prompt tokens per forward pass: the logits of 512 tokens would take 103 MB.
 const PIECE = 64;
 const ALTERNATIVES = 5;
-// No token of GPT-Neo's vocabulary is longer; what lies further back need not be cut into tokens.
+// No token of GPT-Neo's vocabulary is longer; earlier text of a long prompt need not be tokenized.
 const MOST_CHARACTERS = 128;
 
-// Files of the models that are being opened, by their URL; several may be at once.
+// Files of the models that are being loaded, by URL; several may be loaded at once.
 const downloaded = new Map();
 let runtime;
 
-/** Load transformers.js with ONNX Runtime, once; a failure is tried again the next time. */
+/** Load transformers.js with ONNX Runtime once; after a failure the next call tries again. */
 function loadRuntime(wasm, onProgress) {
   runtime ??= startRuntime(wasm, onProgress).catch((error) => {
     runtime = undefined;
@@ -23,26 +23,26 @@ function loadRuntime(wasm, onProgress) {
 
 async function startRuntime(wasm, onProgress) {
   if (typeof WebAssembly !== "object") {
-    throw new Problem("This browser has no WebAssembly, which the model runs in. Try another browser.");
+    throw new Problem("This browser does not support WebAssembly, which runs the model. Try another browser.");
   }
   const [binary] = (await fetchFiles([wasm], onProgress)).values();
   let library;
   try {
     library = await import("@huggingface/transformers");
   } catch (error) {
-    throw new Problem(`The library that runs the model could not be loaded: ${error.message}`);
+    throw new Problem(`transformers.js could not be loaded: ${error.message}`);
   }
   const { env } = library;
   env.allowLocalModels = true;
   env.allowRemoteModels = false;
   env.useBrowserCache = false;
   env.useWasmCache = false;
-  // The library would fetch its own build of the runtime from a CDN.
+  // By default the library fetches its own build of the runtime from a CDN.
   env.backends.onnx.wasm.wasmPaths = { wasm: wasm.url };
   env.backends.onnx.wasm.wasmBinary = binary;
   env.backends.onnx.wasm.numThreads = 1;
   env.localModelPath = "./";
-  // What the library asks for beside the files of page.json, such as optional settings, is not there.
+  // Files that are not in page.json, such as optional settings, do not exist.
   env.fetch = async (url) => {
     const found = downloaded.get(new URL(url, document.baseURI).href);
     return found ? new Response(found) : new Response(null, { status: 404 });
@@ -50,13 +50,13 @@ async function startRuntime(wasm, onProgress) {
   return library;
 }
 
-/** A model that tells stories. */
+/** A model that generates stories. */
 export class Storyteller {
   constructor(library, tokenizer, model, { context, end }) {
     Object.assign(this, { library, tokenizer, model, context, end });
   }
 
-  /** Fetch, check and open a model of page.json. */
+  /** Fetch, verify and load a model of page.json. */
   static async load(entry, wasm, onProgress) {
     const { name, folder, dtype, files } = entry;
     const library = await loadRuntime(wasm, (...step) => onProgress("the runtime", ...step));
@@ -73,7 +73,7 @@ export class Storyteller {
     }
   }
 
-  /** Return the tokens of a beginning that fit the context, and how many were left out. */
+  /** Return the last tokens of a prompt that fit the context, and how many were left out. */
   read(prompt, length) {
     const known = prompt.slice(-MOST_CHARACTERS * this.context);
     const encode = (text) => this.tokenizer.encode(text, { add_special_tokens: false });
@@ -90,7 +90,7 @@ export class Storyteller {
    * character: the probability the model gave before temperature, and the likeliest tokens with
    * theirs. Returns why it ended, in words.
    */
-  async *tell(ids, { temperature, length, seed, signal }) {
+  async *generate(ids, { temperature, length, seed, signal }) {
     const random = new this.library.random.Random(seed);
     const most = Math.min(this.context, ids.length + length);
     let [past, logits] = [null, null];
@@ -104,7 +104,7 @@ export class Storyteller {
       const ended = token === this.end;
       if (!ended) pending.push(token);
       const text = pending.length ? this.decodeAfter(before, pending) : "";
-      // Half of a character that takes several tokens waits for its other half.
+      // A character may span several tokens: wait for the rest of it.
       if (pending.length && (!text.endsWith("\ufffd") || ended || told + 1 === most)) {
         const [tokens, probability] = [pending.length, probabilities[token]];
         yield { text, tokens, probability, alternatives: this.alternatives(probabilities) };
@@ -122,12 +122,12 @@ export class Storyteller {
     return this.tokenizer.decode(ids, options);
   }
 
-  /** Decode tokens that follow others: alone, those of SentencePiece or of whole words lose their space. */
+  /** Decode tokens that follow others: on their own, SentencePiece and word-level tokens lose their space. */
   decodeAfter(before, ids) {
     return this.decode([...before, ...ids]).slice(this.decode(before).length);
   }
 
-  /** Run the model over tokens that follow `seen` others; return the last logits and the cache. */
+  /** Run the model on tokens after `seen` earlier ones; return the last logits and the cache. */
   async step(ids, seen, past) {
     const { Tensor } = this.library;
     const long = (values, width) => new Tensor("int64", BigInt64Array.from(values), [1, width]);
@@ -143,7 +143,7 @@ export class Storyteller {
     return [logits.data.slice(-logits.dims.at(-1)), seenByNow];
   }
 
-  /** Return the likeliest tokens as {text, probability}. */
+  /** Return the most likely tokens as {text, probability}. */
   alternatives(probabilities) {
     return likeliest(probabilities, ALTERNATIVES).map((token) => ({
       text: token === this.end ? "the end" : this.decode([token]),
@@ -152,17 +152,17 @@ export class Storyteller {
   }
 }
 
-/** Return what a person can do about an error of the library. */
+/** Return an error of the library as a message for the user. */
 export function explained(error, name) {
   if (error instanceof Problem) return error;
   const reason = String(error?.message ?? error);
   if (error instanceof RangeError || /memory|alloc/i.test(reason)) {
     return new Problem(`There is not enough memory for ${name}. Close other pages and try again.`);
   }
-  return new Problem(`${name} cannot tell: ${reason}`);
+  return new Problem(`${name} cannot generate: ${reason}`);
 }
 
-// Loops, not callbacks: each runs over the whole vocabulary at every token.
+// Loops instead of callbacks, since each runs over the vocabulary at every token.
 
 function softmax(logits, temperature) {
   const weights = new Float32Array(logits.length);
@@ -175,7 +175,7 @@ function softmax(logits, temperature) {
   return weights;
 }
 
-/** Return the tokens of the highest values, the highest first; of equal ones the earlier. */
+/** Return the tokens of the highest values in descending order; ties by index. */
 function likeliest(values, count) {
   const best = [];
   for (let token = 0; token < values.length; token += 1) {
@@ -194,6 +194,6 @@ function draw(probabilities, random) {
     left -= probabilities[token];
     if (left < 0) return token;
   }
-  // The sum stopped short of the draw by its rounding.
+  // Rounding kept the sum below the draw.
   return likeliest(probabilities, 1)[0];
 }
