@@ -1,4 +1,4 @@
-"""From text to rows of token ids: reading, cleaning, tokenizing, packing, streaming.
+"""From text to packed rows of token ids: reading, cleaning, tokenizing, packing, streaming.
 
-Use `prepare.prepare`, and what it returns, `manifest.PreparedData`.
+The entry point is `prepare.prepare`, which returns a `manifest.PreparedData`.
 """

@@ -1,7 +1,7 @@
-"""Counted, opt-in repairs of stories. Nothing is cleaned unless asked for.
+"""Opt-in cleaning of stories, with a count of every change. Nothing is cleaned by default.
 
-TinyStories V1 holds 230 empty stories, 15% exact repeats, 30% of its validation stories verbatim in
-training, and hundreds of thousands of double-encoded quotes (measured by third parties; see the
+TinyStories V1 has 230 empty stories, 15% exact duplicates, 30% of its validation stories verbatim
+in training, and hundreds of thousands of double-encoded quotes (measured by third parties; see the
 discussions of https://huggingface.co/datasets/roneneldan/TinyStories).
 """
 
@@ -18,7 +18,7 @@ from tinystories_hf.data.splits import OptionalStory
 
 @dataclass
 class CleaningCounts:
-    """What went in and what cleaning did; stories read = stories kept + all that were dropped."""
+    """Counts of what cleaning did: `stories_read` is `stories_kept` plus all the `dropped_*`."""
 
     stories_read: int = 0
     stories_kept: int = 0
@@ -29,11 +29,11 @@ class CleaningCounts:
     dropped_overlap: int = 0
     mojibake_repaired: int = 0
     digests: set[bytes] = field(default_factory=set, repr=False)
-    """16 bytes per story kept, filled only where duplicates or overlap are looked for."""
+    """16 bytes per kept story; filled only by `drop_duplicates` and `drop_validation_overlap`."""
 
 
 def options(data: DataArguments) -> list[str]:
-    """Return the names of the repairs that are asked for."""
+    """Return the names of the cleaning options that are switched on."""
     also = ("drop_duplicates", "drop_validation_overlap")
     names = ("drop_null", "drop_empty", "repair_mojibake", *also)
     return [name for name in names if getattr(data, name)]
@@ -45,10 +45,10 @@ def clean(
     counts: CleaningCounts,
     other_split: Set[bytes] = frozenset(),
 ) -> Iterator[str]:
-    """Yield the stories that stay, repaired, and keep count.
+    """Yield the kept stories, repaired, and update `counts`.
 
-    `other_split` holds the digests of stories that must not stand here: those of the training
-    split while validation is read with `drop_validation_overlap`.
+    Stories whose digest is in `other_split` are dropped. With `drop_validation_overlap`, these are
+    the digests of the training split while the validation split is read.
     """
     remember = data.drop_duplicates or data.drop_validation_overlap
     for story in stories:
@@ -78,12 +78,12 @@ def clean(
 
 
 def story_digest(story: str) -> bytes:
-    """Return 16 bytes that tell a story from every other; surrounding white space is ignored."""
+    """Return a 16-byte digest of a story, ignoring leading and trailing white space."""
     return hashlib.blake2b(story.strip().encode(), digest_size=16).digest()
 
 
 def _cp1252_bytes() -> dict[str, int]:
-    """Map each character to the byte that Windows-1252 reads as it, or, for five, to its own."""
+    """Map each character to its Windows-1252 byte; the five undefined bytes map to themselves."""
     table = {}
     for byte in range(0x80, 0x100):
         try:
@@ -96,17 +96,18 @@ def _cp1252_bytes() -> dict[str, int]:
 _BYTES = _cp1252_bytes()
 _LEAD = "".join(char for char, byte in _BYTES.items() if 0xC2 <= byte <= 0xF4)
 _NEXT = "".join(char for char, byte in _BYTES.items() if 0x80 <= byte <= 0xBF)
-# A closing quote is E2 80 9D, and Windows-1252 has no character 9D: in this dataset it is lost, and
-# a bare `â€` is what remains (140 of 379 in a sample of 13,736 stories). A no-break space or a
-# dagger after it is not its third byte: read as one it would turn quotes into daggers.
+# A closing quote is E2 80 9D in UTF-8, and Windows-1252 does not define 9D. In this dataset that
+# byte is lost and a bare `â€` remains (140 of 379 in a sample of 13,736 stories). A no-break space
+# or a dagger that follows is not the third byte: decoding it would turn quotes into daggers.
 _LOST_QUOTE = "â€"
 _DAMAGE = re.compile(f"[{re.escape(_LEAD)}][{re.escape(_NEXT)}]{{1,3}}")
 
 
 def repair_mojibake(text: str) -> tuple[str, int]:
-    """Undo UTF-8 that was read as Windows-1252, sequence by sequence.
+    """Repair UTF-8 that was decoded as Windows-1252, sequence by sequence.
 
-    Returns the text and the number of sequences repaired; text without damage comes back as it is.
+    Returns:
+        The text and the number of repaired sequences. Text without damage is returned unchanged.
     """
     repaired = 0
 

@@ -1,6 +1,6 @@
-"""The corpus that the settings name: a dataset on the Hub, files, a folder, or the toy corpus.
+"""Open the corpus given by `dataset`: a dataset on the Hub, files, a folder, or the toy corpus.
 
-Reading streams: at no time is more than one block of text in memory.
+Stories are streamed: at most one block of text is in memory at a time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tinystories_hf.data.download import HubFile
 
 TOY = "toy"
-# The code that decides which stories a corpus has: part of the fingerprint of what is made of them.
+# The code that decides which stories a corpus has; part of the fingerprint of prepared rows.
 CODE_FILES = [
     *(Path(__file__).with_name(f"{name}.py") for name in ("corpus", "splits")),
     *sorted(Path(__file__).with_name("readers").glob("*.py")),
@@ -47,14 +47,14 @@ CODE_FILES = [
 
 
 def open_corpus(data: DataArguments) -> Corpus:
-    """Find the corpus that the settings name; reads no story yet.
+    """Find the splits of the corpus in `data.dataset`, without reading any story yet.
 
-    Where the dataset has no validation of its own, a seeded share of its stories is held out. What
-    a folder holds besides, and a shard that is read without the others, is named in a note.
+    If the dataset has no validation split, a seeded share of its stories is held out. A note is
+    printed for files of a folder that are not read, and for a shard that is read without the rest.
 
     Raises:
-        UserError: the file, folder, Hub dataset or one of its files does not exist or is of an
-            unknown kind, or a folder leaves open which file is meant.
+        UserError: the file, folder, Hub dataset or one of its files does not exist or has an
+            unknown format, or it is ambiguous which files of a folder form a split.
     """
     train, validation = _find_splits(data)
     if validation is None:
@@ -76,7 +76,7 @@ def _find_splits(data: DataArguments) -> tuple[Split, Split | None]:
     looks_local = data.dataset.startswith((".", "/", "~")) or endings_of(path.name)
     if looks_local or data.dataset.count("/") != 1:
         raise UserError(
-            f"dataset: {data.dataset} is not there; give a file or folder that exists,"
+            f"dataset: {data.dataset} does not exist; give an existing file or folder,"
             " owner/name of a dataset on the Hub, or `toy`"
         )
     return _hub(data)
@@ -96,14 +96,16 @@ def _toy(data: DataArguments) -> Split:
 
 
 def _files(data: DataArguments, train: list[Path]) -> tuple[Split, Split | None]:
-    """Return the splits of files that `dataset` names itself."""
+    """Return the splits when `dataset` is a file or a pattern."""
     if data.train_file is not None:
-        raise UserError(f"train_file: {data.dataset} names files itself; give the folder instead")
+        raise UserError(
+            f"train_file: the dataset {data.dataset} already names files; set dataset to the folder"
+        )
     return _splits(data, train, _validation(data))
 
 
 def _validation(data: DataArguments) -> list[Path] | None:
-    """Return the files of `validation_file` where it is a path of its own."""
+    """Return the files of `validation_file`, a path or pattern independent of `dataset`."""
     if data.validation_file is None:
         return None
     place = local_path("validation_file", data.validation_file)
@@ -111,7 +113,7 @@ def _validation(data: DataArguments) -> list[Path] | None:
 
 
 def _pattern(pattern: Path, data: DataArguments) -> tuple[Split, Split | None]:
-    """Return the splits among the files that match: all are training unless a name says more."""
+    """Return the splits of the files that match: all are training, unless names contain a split."""
     paths = [Path(name) for name in in_order(glob.glob(str(pattern), recursive=True))]  # noqa: PTH207
     paths = [path for path in paths if path.is_file() or is_saved(path)]
     if not paths:
@@ -147,10 +149,10 @@ def _folder(folder: Path, data: DataArguments) -> tuple[Split, Split | None]:
 
 
 def _all_files(folder: Path) -> Iterator[Path]:
-    """Yield the files and saved datasets of a folder and of those in it, but for what is hidden."""
+    """Yield the files and saved datasets of a folder and its subfolders, except hidden ones."""
 
     def unreadable(error: OSError) -> None:
-        if error.filename == str(folder):  # one inside it, such as lost+found, is not asked for
+        if error.filename == str(folder):  # an unreadable subfolder, such as lost+found, is skipped
             raise error
 
     for place, folders, names in os.walk(folder, onerror=unreadable):
@@ -163,17 +165,17 @@ def _all_files(folder: Path) -> Iterator[Path]:
 
 
 def _name(folder: Path, path: Path) -> str:
-    """Return the name of a file inside a folder, that of a saved dataset with a `/` at its end."""
+    """Return the path of a file relative to a folder; a saved dataset's path ends with `/`."""
     name = path.relative_to(folder) if path.is_relative_to(folder) else path
     return name.as_posix() + ("/" if path.is_dir() else "")
 
 
 def _named(key: str, folder: Path, name: str) -> list[Path]:
-    """Return the files that a setting names, or that match its pattern."""
+    """Return the file that a setting names, or the files that match its pattern."""
     path = folder / name
     if path.exists():
         return [path]
-    # Path.glob takes no pattern that begins at the root.
+    # Path.glob does not accept absolute patterns.
     found = [folder / match for match in glob.glob(name, root_dir=folder, recursive=True)]  # noqa: PTH207
     found = [path for path in found if path.is_file() or is_saved(path)]
     if not found:
@@ -185,9 +187,9 @@ def _splits(
     data: DataArguments, train: list[Path], validation: list[Path] | None
 ) -> tuple[Split, Split | None]:
     also = [path for path in train if path in (validation or [])]
-    if len(train) > len(also) > 0:  # a pattern that matches validation, too
+    if len(train) > len(also) > 0:  # the training pattern also matches validation files
         train = [path for path in train if path not in also]
-        print_note_once(f"read for validation alone: {shown([path.name for path in also])}")
+        print_note_once(f"used for validation only: {shown([path.name for path in also])}")
     for paths in (train, validation or []):
         if len(paths) == 1 and paths[0].is_file():
             _say_alone(paths[0].name, other_shards(paths[0].name, _beside(paths[0])))
@@ -195,7 +197,7 @@ def _splits(
 
 
 def _beside(path: Path) -> list[str]:
-    """Return the names of the readable files in the same folder, none where it cannot be listed."""
+    """Return the names of readable files in the same folder; empty if it cannot be listed."""
     try:
         return [other.name for other in path.parent.iterdir() if format_of(other.name)]
     except PermissionError:
@@ -205,16 +207,17 @@ def _beside(path: Path) -> list[str]:
 def _say_alone(name: str, others: list[str]) -> None:
     count = shard_of(name).count
     if others or (count or 1) > 1:
-        rest = f"; beside it are {shown(others)}" if others else ""
+        rest = f" without {shown(others)}" if others else " alone"
         of = f" of {count}" if count else ""
         print_note_once(
-            f"{name} is one shard{of} and is read alone{rest}; a folder or a pattern names all"
+            f"{name} is one shard{of} and is read{rest}; to read all shards, give a folder or a"
+            " pattern"
         )
 
 
 def _say_left(where: str, names: list[str]) -> None:
     if names:
-        print_note_once(f"not read in {where}: {described_left(names)}")
+        print_note_once(f"files in {where} that are not read: {described_left(names)}")
 
 
 def _local_files(paths: list[Path], data: DataArguments) -> Split:
@@ -223,9 +226,11 @@ def _local_files(paths: list[Path], data: DataArguments) -> Split:
         with reporting_unreadable("dataset", path):
             saved = is_saved(path)
             if not saved and not path.is_file():
-                raise UserError(f"dataset: there is no file {path}")
+                raise UserError(f"dataset: there is no file {path}; check the path")
             if not saved and not format_of(path.name):
-                raise UserError(f"dataset: {path} is none of {KINDS}")
+                raise UserError(
+                    f"dataset: {path} has an unknown format; supported formats: {KINDS}"
+                )
             for file in files_of(path):
                 name = f"{path.name}/{file.name}" if saved else file.name
                 size = file.stat().st_size
@@ -252,12 +257,12 @@ def _is_text(path: Path | str) -> bool:
 
 
 def _divided(data: DataArguments) -> dict[str, str]:
-    """Return the separator as a part of the identity where it is not the usual one."""
+    """Return the separator as a part of the identity, or nothing for the default separator."""
     return {"separator": data.separator} if data.separator != END_OF_TEXT else {}
 
 
 def _hub(data: DataArguments) -> tuple[Split, Split | None]:
-    """Describe a Hub dataset; a pinned commit needs no network until stories are read."""
+    """Return the splits of a Hub dataset; a pinned commit needs no network until it is read."""
     from tinystories_hf.data.download import resolve_commit
 
     commit = data.dataset_revision
@@ -270,7 +275,7 @@ def _hub(data: DataArguments) -> tuple[Split, Split | None]:
             None if validation is None else _hub_files(data, commit, validation),
         )
     if data.validation_file is not None:
-        raise UserError("validation_file: also name the train_file of the Hub dataset")
+        raise UserError("validation_file: a Hub dataset also needs train_file; set both")
     validation = data.validation_split
     return (
         _hub_split(data, commit, data.train_split),
@@ -279,7 +284,10 @@ def _hub(data: DataArguments) -> tuple[Split, Split | None]:
 
 
 def _hub_files(data: DataArguments, commit: str, pattern: str, without: str | None = None) -> Split:
-    """Describe the file of a Hub dataset, or those that match a pattern `without` another's."""
+    """Return the split of one file of a Hub dataset, or of those that match a pattern.
+
+    Files that match the pattern `without` are excluded.
+    """
     without = without if glob.has_magic(pattern) else None
 
     def stories(advance: ReportProgress) -> Iterator[OptionalStory]:
@@ -299,7 +307,7 @@ def _hub_files(data: DataArguments, commit: str, pattern: str, without: str | No
         return _read_all([folder / name for name in names], data, advance)
 
     if not format_of(pattern) and not glob.has_magic(pattern):
-        raise UserError(f"dataset: {pattern} is none of {KINDS}")
+        raise UserError(f"dataset: {pattern} has an unknown format; supported formats: {KINDS}")
     identity = {"hub": data.dataset, "commit": commit, "file": pattern}
     column = {} if _is_text(pattern) else {"column": data.text_column}
     if without is not None:
@@ -318,13 +326,14 @@ def _hub_split(data: DataArguments, commit: str, split: str) -> Split:
             rows = datasets.load_dataset(
                 data.dataset, split=split, revision=commit, streaming=data.streaming
             )
-            names = rows.column_names or list(next(iter(rows), {}))  # a stream may have to look
+            names = rows.column_names or list(next(iter(rows), {}))  # None for some streams
         except (ValueError, datasets.exceptions.DatasetsError) as error:
             raise UserError(
-                f"dataset: cannot read split {split} of {data.dataset}: {error} Name others with"
-                " train_split and validation_split; validation_split null holds stories out"
+                f"dataset: cannot read split {split} of {data.dataset}: {error} Choose other splits"
+                " with train_split and validation_split; with validation_split null, a share of the"
+                " training stories is held out"
             ) from error
-        except Exception as error:  # whatever a client throws when the network fails
+        except Exception as error:  # network failures raise many exception types
             raise download_error(error, data.dataset, "dataset", commit) from error
         column = data.text_column
         require_column(data.dataset, column, names)

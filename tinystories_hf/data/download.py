@@ -1,6 +1,6 @@
-"""Reading from the Hugging Face Hub: one place that turns its failures into one sentence.
+"""Download from the Hugging Face Hub, with every failure reported as a one-sentence `UserError`.
 
-`HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` work as everywhere in Hugging Face.
+`HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` work as in `huggingface_hub`.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ READ_BYTES = 1 << 20
 
 
 def resolve_commit(repo_id: str, kind: RepoKind, revision: str | None) -> str:
-    """Return the commit that a revision stands for; one quick request, without retries.
+    """Return the commit hash of a revision, by one request without retries.
 
     Raises:
-        UserError: no such repository or revision, or the Hub cannot be reached.
+        UserError: the repository or revision does not exist, or the Hub cannot be reached.
     """
     return _look_up(repo_id, kind, revision)[0]
 
 
 def list_files(repo_id: str, commit: str) -> list[str]:
-    """Return the names of the files of a dataset, by the same request.
+    """Return the names of the files of a dataset, by one request without retries.
 
     Raises:
         UserError: as `resolve_commit`.
@@ -46,7 +46,7 @@ def list_files(repo_id: str, commit: str) -> list[str]:
 
 
 def _look_up(repo_id: str, kind: RepoKind, revision: str | None) -> tuple[str, list[str]]:
-    """Return a commit and the names of its files; offline, of those in the cache."""
+    """Return a commit and the names of its files; offline, only of the cached files."""
     try:
         if constants.HF_HUB_OFFLINE:
             path = huggingface_hub.snapshot_download(
@@ -63,11 +63,11 @@ def _look_up(repo_id: str, kind: RepoKind, revision: str | None) -> tuple[str, l
 
 
 def download_files(repo_id: str, kind: RepoKind, revision: str | None, patterns: list[str]) -> Path:
-    """Download the files that match and return the snapshot's folder, named by its commit.
+    """Download the files that match and return the snapshot's folder, which is named by its commit.
 
     Raises:
-        UserError: no such repository or revision, or the Hub cannot be reached and the files are
-            not in the cache either.
+        UserError: the repository or revision does not exist, or the Hub cannot be reached and the
+            files are not in the cache.
     """
     try:
         snapshot = huggingface_hub.snapshot_download(
@@ -80,9 +80,9 @@ def download_files(repo_id: str, kind: RepoKind, revision: str | None, patterns:
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a dataset on the Hub, read over the network as if it lay here: `open`, `name`.
+    """A file of a dataset on the Hub that is read over the network through `Path`'s `open`, `name`.
 
-    It is asked for in ranges of some megabytes and never lies on the disk.
+    It is requested in byte ranges of a few megabytes and is never stored on disk.
     """
 
     repo_id: str
@@ -93,17 +93,17 @@ class HubFile:
         return f"{self.name} of {self.repo_id}"
 
     def open(self, mode: Literal["rb"]) -> io.BufferedReader:  # noqa: ARG002
-        """Open the file for reading bytes, as `Path.open`.
+        """Open the file for reading bytes, like `Path.open`.
 
         Raises:
-            UserError: there is no such file, or the Hub cannot be reached; the latter also from
-                each reading after that.
+            UserError: the file does not exist, or the Hub cannot be reached. Later reads raise
+                the same error if the Hub cannot be reached.
         """
         return io.BufferedReader(_Ranges(self), READ_BYTES)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn what the network says into one sentence."""
+        """Convert network errors into a `UserError`."""
         try:
             yield
         except FileNotFoundError:
@@ -115,7 +115,7 @@ class HubFile:
 
 
 class _Ranges(io.RawIOBase):
-    """The bytes of a `HubFile`; the end is where the Hub said it is, or an error."""
+    """The bytes of a `HubFile`; a file shorter than the Hub reports is an error."""
 
     def __init__(self, source: HubFile) -> None:
         self._source = source
@@ -139,7 +139,9 @@ class _Ranges(io.RawIOBase):
         with self._source.explained():
             content = self._file.read(len(buffer))
             if not content and self._file.tell() < self._file.size:
-                raise OSError(f"the file ended after {self._file.tell():,} of its bytes")
+                raise OSError(
+                    f"the file ended after {self._file.tell():,} of {self._file.size:,} bytes"
+                )
         buffer[: len(content)] = content
         return len(content)
 
@@ -152,29 +154,28 @@ class _Ranges(io.RawIOBase):
 def download_error(
     error: Exception, repo_id: str, kind: RepoKind, revision: str | None
 ) -> UserError:
-    """Say in one sentence what went wrong on the way to the Hub, and what to do."""
+    """Return the `UserError` that describes a failed request to the Hub and how to fix it."""
     what = f"the {kind} {repo_id}"
     if isinstance(error, UserError):
         return error
     if isinstance(error, errors.HFValidationError):
-        return UserError(f"{what} is neither a local path nor a name on the Hub: {error}")
+        return UserError(f"{what} is neither a local path nor a repository on the Hub: {error}")
     if isinstance(error, errors.RevisionNotFoundError):
         return UserError(f"{what} has no revision {revision!r} on {constants.ENDPOINT}")
     if isinstance(error, errors.RepositoryNotFoundError):
         return UserError(
-            f"{what} is no local path and not on {constants.ENDPOINT}; check the name,"
-            " or log in with `hf auth login` if it is private"
+            f"{what} is neither a local path nor a repository on {constants.ENDPOINT}; check the"
+            " name, or log in with `hf auth login` if it is private"
         )
     if isinstance(error, OSError) and error.errno in REFUSED:
         return UserError(
-            f"HF_HOME: cannot keep {what} in {constants.HF_HUB_CACHE}: {error.strerror}; set it to"
-            " a folder that can be written, on a file system that has locks"
+            f"HF_HOME: cannot store {what} in {constants.HF_HUB_CACHE}: {error.strerror}; set"
+            " HF_HOME to a writable folder on a file system that supports locks"
         )
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     return UserError(
-        f"could not reach {constants.ENDPOINT} for {what} ({reason}); give local files with"
-        f" {_FLAGS[kind]},"
-        " or set HF_HUB_OFFLINE=1 to use what is already in the Hugging Face cache"
+        f"could not reach {constants.ENDPOINT} for {what} ({reason}); use local files with"
+        f" {_FLAGS[kind]}, or set HF_HUB_OFFLINE=1 to use the Hugging Face cache"
     )
 
 

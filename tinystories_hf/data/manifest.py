@@ -1,4 +1,4 @@
-"""Prepared rows on disk: the manifest beside them, and how they are loaded."""
+"""The prepared folder on disk: its manifest, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tinystories_hf.data import tokenizer as tokenizing
 from tinystories_hf.data.splits import Split
 
 if TYPE_CHECKING:
-    # Imported where they are used: while the main thread does so (2.4 s), another hashes the files.
+    # Imported inside functions: while the main thread imports them (2.4 s), another hashes files.
     import datasets
     from transformers import PreTrainedTokenizerFast
 
@@ -23,10 +23,10 @@ SPLITS = ("train", "validation")
 
 @dataclass(frozen=True)
 class SplitManifest:
-    """Every count of one split: tokens_in = tokens_out + tokens_dropped.
+    """All counts of one split: tokens_in = tokens_out + tokens_dropped.
 
-    `tail` holds the dropped tokens (fewer than one row), so that an evaluation can still count each
-    token once. `bytes` is the UTF-8 length of the stories kept, without separators.
+    `tail` holds the dropped tokens (fewer than one row), so that an evaluation can still score
+    every token once. `bytes` is the UTF-8 length of the kept stories, without separators.
     """
 
     source: dict[str, Any]
@@ -49,14 +49,14 @@ class SplitManifest:
 
 @dataclass(frozen=True)
 class StreamedSplit:
-    """A split that is read while training: what decides its stories, and no count."""
+    """A split that is read during training: only its source is known, no counts."""
 
     source: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a prepared folder holds and how it came to be."""
+    """The content of a prepared folder and how it was prepared."""
 
     fingerprint: str
     context_length: int
@@ -72,7 +72,7 @@ class Manifest:
         """Return the counts of `train` or `validation`.
 
         Raises:
-            UserError: the split is streamed, so that nobody has counted it.
+            UserError: the split is streamed and has no counts.
         """
         split = self.train if name == "train" else self.validation
         if isinstance(split, StreamedSplit):
@@ -81,15 +81,15 @@ class Manifest:
 
     @property
     def prepared(self) -> list[str]:
-        """Return the names of the splits that lie here as rows."""
+        """Return the names of the splits that are stored as rows."""
         return [name for name in SPLITS if isinstance(getattr(self, name), SplitManifest)]
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Rows ready for training, with the tokenizer that made them.
+    """Packed rows ready for training, with the tokenizer that encoded them.
 
-    Where training is streamed, `train` is None and `stream` is what it is read from.
+    If training is streamed, `train` is None and `stream` is the split that it is read from.
     """
 
     path: Path
@@ -113,10 +113,12 @@ class PreparedData:
 def load_prepared(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> PreparedData:
     """Open a prepared folder; rows are memory-mapped.
 
-    `tokenizer` is the one that made the rows where it is loaded already; else the folder's.
+    Args:
+        folder: a folder written by `prepare`.
+        tokenizer: the tokenizer that encoded the rows; None loads it from the folder.
 
     Raises:
-        UserError: the folder is not one that `prepare` finished, or a file of it has been cut.
+        UserError: the folder is not a complete prepared folder, or one of its files is truncated.
     """
     import datasets
 
@@ -126,7 +128,9 @@ def load_prepared(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None
         manifest = Manifest(**content, train=train, validation=validation)
         sizes = {name: _arrow(folder, name).stat().st_size for name in manifest.prepared}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is not a prepared folder ({error}); remove it") from None
+        raise UserError(
+            f"{folder} is not a complete prepared folder ({error}); remove it to prepare again"
+        ) from None
     for name in manifest.prepared:
         if sizes[name] != manifest.split(name).file_bytes:
             raise UserError(f"{_arrow(folder, name)} is damaged; remove {folder} to prepare again")
@@ -145,14 +149,14 @@ def _read_split(content: dict[str, Any]) -> Any:
 
 
 def describe_rows_on_disk(prepared: PreparedData) -> str:
-    """Return a table of the counts of a prepared folder, for people."""
+    """Return a human-readable table of the counts of a prepared folder."""
     manifest = prepared.manifest
     parts = [asdict(manifest.split(name)) for name in manifest.prepared]
     keys = [key for key, value in parts[0].items() if isinstance(value, int)]
     lines = [f"{'':20}" + "".join(f"{name:>16}" for name in manifest.prepared)]
     lines += [f"{key:20}" + "".join(f"{part[key]:>16,}" for part in parts) for key in keys]
     if isinstance(manifest.train, StreamedSplit):
-        lines.append("train is streamed: its stories become rows while a run trains on them")
+        lines.append("train is streamed: its stories are tokenized and packed during training")
     tokens = sum(part["tokens_in"] for part in parts)
     return "\n".join(
         [
@@ -164,7 +168,7 @@ def describe_rows_on_disk(prepared: PreparedData) -> str:
 
 
 def token_stream(prepared: PreparedData, split: str) -> np.ndarray[Any, Any]:
-    """Return all tokens of a split in order, the tail included; shape (tokens,)."""
+    """Return all tokens of a split in order, including the tail; shape `(tokens,)`."""
     rows = prepared.rows(split).with_format("arrow")[:]["input_ids"].combine_chunks()
     tail = np.array(prepared.manifest.split(split).tail, dtype=prepared.manifest.dtype)
     return np.concatenate([rows.flatten().to_numpy(zero_copy_only=False), tail])

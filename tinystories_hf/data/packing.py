@@ -1,4 +1,4 @@
-"""From token ids to rows: one stream, with the EOS that tokenizing put in, is cut as it comes."""
+"""Pack token ids into rows: the stream of all stories, each ending with an EOS, is cut in order."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def row_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Return the type of an id on disk: two bytes where the vocabulary allows it."""
+    """Return the type of an id on disk: uint16 if the vocabulary fits, else int32."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.int32)
 
 
 class PackedRows:
-    """The rows of a split for training, memory-mapped; a batch is read in one go.
+    """The memory-mapped rows of a split for training; a batch is read by one call.
 
-    Reading by `datasets` takes Python objects for each row; see docs/benchmarks.md.
+    Indexing a `datasets.Dataset` creates Python objects for each row; see docs/benchmarks.md.
     """
 
     def __init__(self, dataset: datasets.Dataset) -> None:
@@ -36,21 +36,21 @@ class PackedRows:
         return int(self._ends[-1])
 
     def __getitem__(self, row: int) -> np.ndarray[Any, Any]:
-        """Return the token ids of a row, (context,)."""
+        """Return the token ids of a row, shape `(context_length,)`."""
         block = int(np.searchsorted(self._ends, row, side="right"))
         ids: np.ndarray[Any, Any] = self._blocks[block][row - self._ends[block]]
         return ids
 
     def __getitems__(self, rows: list[int]) -> list[np.ndarray[Any, Any]]:
-        """Return several rows; a DataLoader asks for a batch so."""
+        """Return several rows; a `DataLoader` calls this once per batch."""
         return [self[row] for row in rows]
 
 
 class RowWriter:
     """Cut a stream of token ids into rows and write them to an Arrow file.
 
-    The file does not depend on how the stream arrives, to the byte. After the end, `tail` holds the
-    tokens that fill no row.
+    The bytes of the file do not depend on how the stream is divided into calls of `write`. After
+    the context manager exits, `tail` holds the remaining tokens, fewer than one row.
     """
 
     TOKENS_PER_BLOCK = 1 << 20
@@ -77,7 +77,7 @@ class RowWriter:
         self._file.close()
 
     def write(self, ids: np.ndarray[Any, Any]) -> None:
-        """Take the next tokens of the stream."""
+        """Append the next tokens of the stream."""
         self.tokens_in += len(ids)
         self._count += len(ids)
         self._waiting.append(ids.astype(self.dtype))
@@ -86,7 +86,7 @@ class RowWriter:
             self._count = len(self._waiting[0])
 
     def _write_blocks(self, multiple: int) -> np.ndarray[Any, Any]:
-        """Write what is waiting, a multiple of so many tokens, and return the rest."""
+        """Write as many waiting tokens as a multiple of `multiple` allows, and return the rest."""
         stream = np.concatenate([self.tail, *self._waiting])
         whole = len(stream) // multiple * multiple
         for start in range(0, whole, self._block):

@@ -1,10 +1,10 @@
-"""Rows: stories -> cleaned -> tokenized with an EOS each -> one stream -> rows of equal length.
+"""Prepare rows: read stories, clean and tokenize them, and pack them into rows of equal length.
 
 The prepared folder holds `train.arrow` and `validation.arrow` (open them with
 `datasets.Dataset.from_file`), the validation stories as text, the tokenizer, and `manifest.json`
-with every count. It is cached under a fingerprint of all that decides its content, appears by one
-rename, and is the only input of a run, to its last loss. With `streaming` it holds validation alone
-(and none of its stories is looked up in training): see `streaming.py`.
+with all counts. It is cached under a fingerprint of everything that determines its content, is
+created by one rename, and is the only data that a run reads. With `streaming` it holds only the
+validation split, whose stories are not looked up in training: see `streaming.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tinystories_hf.data.splits import Corpus, Split, no_stories_error, stories_
 from tinystories_hf.data.tokenize import WordTokenizer
 
 if TYPE_CHECKING:
-    # Imported where they are used: while the main thread does so (2.4 s), another hashes the files.
+    # Imported inside functions: while the main thread imports it (2.4 s), another hashes files.
     from transformers import PreTrainedTokenizerFast
 from tinystories_hf.data.manifest import (
     Manifest,
@@ -47,30 +47,30 @@ from tinystories_hf.data.manifest import (
     load_prepared,
 )
 
-# The validation stories as text, and which of them stand in training: what an evaluation reads.
+# The validation stories as text, and which of them occur in training; read by evaluations.
 STORIES_FOLDER = "validation_stories.parquet"
 # Stories per call of the tokenizer: enough to keep its threads busy, and small in memory. 256 to
-# 1,000 measured alike (1.8 million tokens/s on 2 cores), 4,000 slower.
+# 1,000 were equally fast (1.8 million tokens/s on 2 cores), 4,000 was slower.
 STORIES_PER_BATCH = 512
 
 
 def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> PreparedData:
-    """Return the rows of a corpus, made now or served from the cache.
+    """Return the packed rows of a corpus, from the cache if they were prepared before.
 
-    Each row is `input_ids`, exactly `context_length` token ids, cut from the one stream of all
-    stories with an EOS after each; ids take two bytes where the vocabulary allows it. With
-    `streaming` the rows of validation alone are made.
+    The stories of a split are concatenated with an EOS after each and cut into rows. Each row has
+    `input_ids`, exactly `context_length` token ids of type `packing.row_dtype`. With `streaming`,
+    only the validation rows are prepared.
 
     Raises:
         UserError: the corpus or tokenizer cannot be used, or a split is shorter than one row.
     """
     tokenizer = None
-    with ThreadPoolExecutor(1) as pool:  # hashes large files while the libraries are imported
+    with ThreadPoolExecutor(1) as pool:  # hash large files while the libraries are imported
         opening = pool.submit(corpus.open_corpus, data)
         try:
             if data.tokenizer != tokenizing.TRAIN:
                 tokenizer = tokenizing.load_tokenizer(data, vocab_size)
-        finally:  # where both are wrong, the text is named first
+        finally:  # if both are wrong, the error of the corpus is raised
             found = opening.result()
     fingerprint = _fingerprint(data, found, tokenizer, vocab_size)
     folder = prepared_root(data) / fingerprint
@@ -96,20 +96,20 @@ def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> Pre
 
 
 def check_disk_for_rows(folder: Path, found: Corpus) -> None:
-    """Raise a `UserError` where the rows of a text can be seen not to fit on the disk."""
-    # Two bytes for a token, which stands for four to five characters of English. Compressed, it has
-    # fewer bytes: then what is needed is more.
+    """Raise a `UserError` if the rows of a text are sure not to fit on the disk."""
+    # A token takes two bytes and covers four to five characters of English. Compressed text has
+    # fewer bytes than characters, so that this is an underestimate for it.
     needed = found.train.text_bytes // 2
     free = free_bytes(folder)
     if free < needed:
         raise UserError(
-            f"prepared_dir: the rows need about {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are"
-            f" free at {folder.parent}; make space or choose another prepared_dir"
+            f"prepared_dir: the rows need about {needed / 1e6:,.0f} MB, but {free / 1e6:,.0f} MB"
+            f" are free at {folder.parent}; free some space or choose another prepared_dir"
         )
 
 
 def prepared_root(data: DataArguments) -> Path:
-    """Return the folder that holds all prepared folders."""
+    """Return the folder that contains all prepared folders."""
     if data.prepared_dir is not None:
         return local_path("prepared_dir", data.prepared_dir)
     from huggingface_hub.constants import HF_HOME
@@ -123,7 +123,7 @@ def _fingerprint(
     tokenizer: PreTrainedTokenizerFast | None,
     vocab_size: int,
 ) -> str:
-    """Return a name for exactly this preparation: any other input gives another name."""
+    """Return the name of the prepared folder: different inputs give different names."""
     modules = (cleaning, packing, tokenizing, tokenize)
     sources = [*corpus.CODE_FILES, *(Path(module.__file__ or "") for module in modules)]
     sources.append(Path(tokenizing.__file__).with_name("saved_tokenizer.py"))
@@ -143,7 +143,7 @@ def _fingerprint(
         "streaming": data.streaming,
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    # The name is for people: a file system takes 255 bytes, four of which may be one character.
+    # The dataset's name is for people. File systems allow 255 bytes, up to four per character.
     return f"{Path(data.dataset).stem[:50]}-{data.context_length}-{digest[:16]}"
 
 
@@ -155,7 +155,7 @@ def _write(
     fingerprint: str,
     quiet: bool,
 ) -> None:
-    """Fill a prepared folder."""
+    """Write all files of a prepared folder into `work`."""
     start = time.perf_counter()
     train_counts, validation_counts = CleaningCounts(), CleaningCounts()
     in_training: dict[bytes, bool] = {}
@@ -173,7 +173,7 @@ def _write(
         train = write("train", found.train, train_counts, look_up)
     exclude = train_counts.digests if data.drop_validation_overlap else set[bytes]()
     validation = write("validation", found.validation, validation_counts, texts.extend, exclude)
-    known = [in_training.get(story_digest(text)) for text in texts]  # None: nobody has looked
+    known = [in_training.get(story_digest(text)) for text in texts]  # None: not looked up
     parquet.write_table(pa.table({"text": texts, "in_training": known}), work / STORIES_FOLDER)
     tokenizer.save_pretrained(work / "tokenizer")
     manifest = Manifest(
@@ -209,7 +209,7 @@ def _write_split(
     see: Callable[[list[str]], None],
     other_split: Set[bytes] = frozenset(),
 ) -> SplitManifest:
-    """Write the rows of one split and return its counts; `see` is shown its stories."""
+    """Write the rows of one split and return its counts; `see` is called with each batch."""
     stories = cleaning.clean(
         stories_with_progress(split, f"preparing {name}", quiet), data, counts, other_split
     )
@@ -224,9 +224,9 @@ def _write_split(
         raise no_stories_error(data.dataset, name, split)
     if not writer.rows:
         raise UserError(
-            f"dataset: {data.dataset} has {writer.tokens_in} tokens for {name}, fewer than one row"
-            f" of context_length {data.context_length}; give more text, shorter rows"
-            + (", or a larger validation_share" if name == "validation" else "")
+            f"dataset: the {name} split of {data.dataset} has {writer.tokens_in} tokens, fewer than"
+            f" one row of context_length {data.context_length}; add text, lower context_length"
+            + (", or raise validation_share" if name == "validation" else "")
         )
     kept = asdict(counts)
     del kept["digests"]

@@ -1,4 +1,4 @@
-"""A run's tokenizer: one class and one set of files, whatever kind of tokenizer it comes from."""
+"""The tokenizer that a run saves: one class and one set of files for every kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from tokenizers.processors import TemplateProcessing
 
 
 class PreTrainedTokenizerFast(transformers.PreTrainedTokenizerFast):
-    """Transformers' class of that name, saved under that name.
+    """`transformers.PreTrainedTokenizerFast`, saved under that class name.
 
-    Transformers 5 saves it as `TokenizersBackend`, which Transformers 4 and the libraries that read
-    its files do not know; both load the name that is written here. `tokenizer.json` holds the rest.
+    Transformers 5 saves it as `TokenizersBackend`, which Transformers 4 and libraries that read its
+    files do not know. Both versions load `PreTrainedTokenizerFast`. Everything else is in
+    `tokenizer.json`.
     """
 
 
 def story_tokenizer(
     backend: Tokenizer, eos_token: str, context_length: int, unk_token: str | None = None
 ) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of a model that reads plain text with an EOS after each story.
+    """Return the tokenizer of a model trained on plain text with an EOS after each story.
 
-    One token begins, ends and pads. Batches are padded on the left, where a model that generates
-    needs it. What a tokenizer.json may add to a text (a template, padding, truncation) is removed:
-    no training text has it.
+    `eos_token` is the BOS, EOS and padding token. Batches are padded on the left, as generation
+    needs it. A template, padding or truncation of the tokenizer.json is removed, since it is not
+    applied to training text.
     """
     backend.no_truncation()
     backend.no_padding()
@@ -40,11 +41,11 @@ def story_tokenizer(
         **unknown,
         model_max_length=context_length,
         padding_side="left",
-        # Transformers 4 would add token_type_ids, which GPT-Neo embeds like tokens, and would set
-        # the prefix space of the tokenizer.json to False.
+        # Without these two, Transformers 4 would add token_type_ids, which GPT-Neo embeds like
+        # tokens, and would set add_prefix_space of the tokenizer.json to False.
         model_input_names=["input_ids", "attention_mask"],
         add_prefix_space=_adds_prefix_space(backend),
-        # transformers.js takes a missing value for True and turns "said ," into "said,".
+        # transformers.js defaults to True and turns "said ," into "said,".
         clean_up_tokenization_spaces=False,
     )
 

@@ -1,4 +1,4 @@
-"""What a split is, how one is divided by a hash of each story, and how one is read by progress."""
+"""Splits of a corpus: their definition, holding out a share of stories, and progress bars."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from typing import Any, Literal
 
 from tinystories_hf.core.errors import UserError
 
-# None is a record without text, which cleaning counts and leaves out; see `drop_null`.
+# None is a record whose text is null; cleaning counts and drops it. See `drop_null`.
 OptionalStory = str | None
 ReportProgress = Callable[[int], object]
 
 
-def ignore(_: int) -> None:
-    """Take no notice of progress."""
+def ignore_progress(_: int) -> None:
+    """Do nothing: the default `ReportProgress`."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a corpus.
+    """One split of a corpus.
 
-    `identity` is all that decides the stories (a commit, or the sha256 of a file). `stories` starts
-    from the first story at each call and reports how many `unit`s it has read; they add up to
-    `total` where that is known. `text_bytes` of plain text are known to be in it before reading.
+    Attributes:
+        identity: everything that determines the stories, such as a commit or the sha256 of a file.
+        stories: returns an iterator from the first story on, and reports the `unit`s read so far.
+        total: the number of `unit`s of the split, None if unknown.
+        text_bytes: bytes of plain text, as far as they are known before reading.
     """
 
     identity: dict[str, Any]
@@ -34,25 +36,25 @@ class Split:
     unit: Literal["stories", "bytes"] = "stories"
     text_bytes: int = 0
 
-    def read(self, advance: ReportProgress = ignore) -> Iterator[OptionalStory]:
-        """Return all stories from the first; `advance` is called with the units just read."""
+    def read(self, advance: ReportProgress = ignore_progress) -> Iterator[OptionalStory]:
+        """Return all stories from the first; `advance` is called with the number of units read."""
         return self.stories(advance)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Stories to train on and stories to validate on."""
+    """The training split and the validation split."""
 
     train: Split
     validation: Split
 
 
 def hold_out(split: Split, share: float, seed: int) -> Corpus:
-    """Divide one split in two by a keyed hash of each story's text.
+    """Divide one split into training and validation by a keyed hash of each story's text.
 
-    The same stories are held out whatever their order, and equal stories always fall on the same
-    side, so that no copy of a validation story is trained on. Where two stories differ, each side
-    has at least one: the story of the smallest hash is held out, that of the largest is kept.
+    The choice does not depend on the order of stories, and equal stories are always in the same
+    split, so that no copy of a validation story is trained on. If at least two stories differ, each
+    split has at least one: the smallest hash is held out, the largest is kept for training.
     """
     key = seed.to_bytes(16, "little", signed=True)
 
@@ -62,11 +64,11 @@ def hold_out(split: Split, share: float, seed: int) -> Corpus:
 
     @functools.cache
     def bound() -> int:
-        """Return the hash below which a story is held out; reads until both sides have one."""
+        """Return the hash below which a story is held out; reads until both splits have one."""
         limit = int(share * 2**64)
         least, most = 2**64, -1
         for story in split.read():
-            if story is not None and story.strip():  # a blank one is no validation
+            if story is not None and story.strip():  # a blank story cannot be the validation split
                 found = hash_of(story)
                 least, most = min(least, found), max(most, found)
                 if least < limit <= most:
@@ -91,7 +93,7 @@ def hold_out(split: Split, share: float, seed: int) -> Corpus:
 
 
 def stories_with_progress(split: Split, what: str, quiet: bool) -> Iterator[OptionalStory]:
-    """Yield the stories under a progress bar of what has been read, shown on a terminal alone."""
+    """Yield the stories with a progress bar, which is shown only on a terminal."""
     from tqdm.auto import tqdm
 
     bar = tqdm(
@@ -106,14 +108,14 @@ def stories_with_progress(split: Split, what: str, quiet: bool) -> Iterator[Opti
 
 
 def no_stories_error(dataset: str, name: str, split: Split) -> UserError:
-    """Return the error of a split without stories, which names the likely cause."""
-    why = "; is it the right one?"
+    """Return the error for a split without stories, with the likely cause."""
+    why = "; check that it is the right dataset"
     if split.total == 0:
-        why = ": there is nothing in it"
+        why = ": it is empty"
     elif "held_out_share" in split.identity:
         why = (
-            ": to hold some out (validation_share) it takes two that differ; add stories, name what"
-            " divides those of a text file with story_separator, or name those for validation with"
+            ": holding out a validation split (validation_share) needs two different stories; add"
+            " stories, set story_separator to what divides the stories of a text file, or set"
             " validation_file"
         )
-    return UserError(f"dataset: {dataset} has no stories for {name}{why}")
+    return UserError(f"dataset: {dataset} has no {name} stories{why}")

@@ -1,23 +1,24 @@
-"""Training on a corpus larger than the disk: stories become rows while the run reads them.
+"""Training on a corpus larger than the disk: stories are tokenized and packed during training.
 
-Stories are read in their order, cleaned and tokenized as in preparation and cut into the same rows,
-which are drawn from a buffer. What holds:
+Stories are read in order, cleaned and tokenized as in preparation and cut into the same rows, which
+are shuffled through a buffer. Guarantees:
 
-- A pass gives each of its rows exactly once; the next begins when the buffer is empty. The tokens
-  at the end of a pass that fill no row are left out, as in preparation, and counted.
-- The order of a pass follows from the seed and the pass alone. One process reads, and each step's
-  rows are shared out among all: the same rows in the same steps for any number of processes.
-- A run that goes on reads from the first story again and leaves out what was trained, so that it
-  goes on with the same rows, in a later pass too.
+- A pass yields each of its rows exactly once; the next pass begins when the buffer is empty. The
+  tokens at the end of a pass that do not fill a row are dropped, as in preparation, and counted.
+- The order of a pass depends only on the seed and the number of the pass. One process reads, and
+  each step's rows are divided among all processes, so that any number of processes trains on the
+  same rows in the same steps.
+- A resumed run reads from the first story again and skips the rows it has trained on. It continues
+  with the same rows, also in a later pass.
 
-What is not promised:
+Limitations:
 
-- The order is random within the buffer alone: a row is given at the earliest `shuffle_buffer` rows
-  before its place in the text. A text sorted by kind stays about so.
-- Going on takes the time to read and tokenize again all that was trained on.
-- Nobody looks whether validation stories stand in training, and nobody counts training beforehand.
-- A Hub dataset stays the same while it is read, since its commit is pinned. A local file is hashed
-  when the run starts; a change after that is noticed where a later pass has other counts.
+- The order is random only within the buffer: a row is yielded at most `shuffle_buffer` rows before
+  its position in the text. A text sorted by topic stays roughly sorted.
+- Resuming takes the time to read and tokenize all earlier rows again.
+- Validation stories are not looked up in training, and training is not counted in advance.
+- A Hub dataset cannot change while it is read, since its commit is pinned. A local file is hashed
+  when the run starts; a later change is detected only if a later pass has different counts.
 """
 
 from __future__ import annotations
@@ -62,11 +63,12 @@ class Pass:
 
 
 class StreamedRows(IterableDataset[Row]):
-    """The rows of a split, pass after pass without end, each (context_length,).
+    """The rows of a split, an endless sequence of passes; each row has shape `(context_length,)`.
 
-    For the Trainer all of it is one epoch: it goes on by leaving out the first batches, whichever
-    pass they are of. Were each pass an epoch, its order would hang on `set_epoch` being called with
-    the right number after a resumption. `passes` holds the counts of each whole pass.
+    For the Trainer, the whole sequence is one epoch: it resumes by skipping the first batches, in
+    whichever pass they are. If each pass were an epoch, its order would depend on `set_epoch` being
+    called with the right number when a run resumes. `passes` holds the counts of each complete
+    pass.
     """
 
     def __init__(
@@ -75,14 +77,14 @@ class StreamedRows(IterableDataset[Row]):
         self.split = split
         self.data = data
         self.tokenizer = tokenizer
-        self.seed = seed % 2**64  # it may be negative, as the Trainer's may
+        self.seed = seed % 2**64  # like the Trainer's, it may be negative
         self.passes: list[Pass] = []
 
     def __iter__(self) -> Iterator[Row]:
-        """Begin with the first row of the first pass.
+        """Iterate from the first row of the first pass.
 
         Raises:
-            RunError: the stories cannot be read any further, or a pass differs from the first.
+            RunError: the stories can no longer be read, or a pass differs from the first.
         """
         self.passes = []
         while True:
@@ -96,29 +98,30 @@ class StreamedRows(IterableDataset[Row]):
                     f"training stories: {error}; once they can be read, {HOW_TO_RESUME}"
                 ) from error
             if not seen.rows or seen != (self.passes or [seen])[0]:
-                before = f", the first {self.passes[0]}" if self.passes else ""
+                before = f" but the first pass had {self.passes[0]}" if self.passes else ""
                 raise RunError(
                     f"training stories: pass {number + 1} had {seen}{before};"
-                    " begin a new run on text that stays as it is"
+                    " start a new run on text that does not change"
                 )
             self.passes.append(seen)
             print(f"pass {number + 1:<7}{seen}", flush=True)
 
     def require_a_row(self) -> None:
-        """Read until there is a row; said before any work where there is none.
+        """Read until the first row, so that a text without one is reported before training.
 
         Raises:
-            UserError: the stories cannot be read, or are fewer tokens than one row.
+            UserError: the stories cannot be read, or have fewer tokens than one row.
         """
         seen = Pass()
         if not any(len(block) for block in self._blocks(seen)):
             raise UserError(
-                f"dataset: {self.data.dataset} has {seen.tokens} tokens for train, fewer than one"
-                f" row of context_length {self.data.context_length}; give more text or shorter rows"
+                f"dataset: the train split of {self.data.dataset} has {seen.tokens} tokens, fewer"
+                f" than one row of context_length {self.data.context_length}; add text or lower"
+                " context_length"
             )
 
     def _blocks(self, seen: Pass) -> Iterator[Row]:
-        """Read through the stories once; yields (rows, context_length) and keeps count."""
+        """Read the stories once; yields arrays `(rows, context_length)` and updates `seen`."""
         width, dtype = self.data.context_length, row_dtype(len(self.tokenizer))
         stories = clean(self.split.read(), self.data, CleaningCounts())
         tokenize = WordTokenizer(self.tokenizer)
@@ -134,9 +137,9 @@ class StreamedRows(IterableDataset[Row]):
 
 
 def shuffled(rows: Iterable[Row], size: int, generator: np.random.Generator) -> Iterator[Row]:
-    """Yield each row once, the next always drawn from `size` that wait; all are told at the end.
+    """Yield each row once, in random order from a buffer of `size` rows, and empty it at the end.
 
-    A row that waits is a copy: a view would keep the whole block that it came in.
+    Rows in the buffer are copies: a view would keep the whole block it came from in memory.
     """
     left = iter(rows)
     waiting = [row.copy() for row in islice(left, size)]

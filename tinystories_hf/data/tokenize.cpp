@@ -1,8 +1,8 @@
-// Tokens of ASCII text by looking up its words, which stories repeat endlessly.
+// Tokenizes ASCII text by looking up its words, most of which repeat.
 //
-// GPT-2's tokenizers cut a text into words before anything else, and a word's tokens do not depend on
-// what stands around it. So each different word is tokenized once, by the tokenizer itself, and
-// looked up from then on.
+// GPT-2's tokenizer splits a text into words first, and the tokens of a word do not depend on the
+// words around it. Each different word is therefore tokenized once, by the tokenizer itself, and
+// looked up afterwards.
 
 #include <algorithm>
 #include <cstdint>
@@ -31,7 +31,7 @@ uint64_t hash_of(const uint8_t *word, size_t size) {
   return hash ^ (hash >> 32);
 }
 
-// The entry of a word, or the free one where it belongs.
+// Returns the entry of a word, or the free entry where it would be inserted.
 Entry *find(Words &words, const uint8_t *word, size_t size, uint64_t hash) {
   const size_t mask = words.entries.size() - 1;
   for (size_t at = hash & mask;; at = (at + 1) & mask) {
@@ -64,7 +64,7 @@ Kind kind(uint8_t c) {
   return c < ' ' || c > '~' ? kUnknown : kOther;
 }
 
-// Where the word that begins at `at` ends, by the pattern of GPT-2, for ASCII:
+// Returns the end of the word that begins at `at`, by GPT-2's pattern for ASCII:
 // 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 const uint8_t *word_end(const uint8_t *at, const uint8_t *end) {
   if (*at == '\'' && end - at > 1) {
@@ -88,7 +88,7 @@ const uint8_t *word_end(const uint8_t *at, const uint8_t *end) {
 
 extern "C" {
 
-// Null where there is no memory.
+// Returns null if memory runs out.
 Words *words_new() {
   try {
     return new Words;
@@ -99,8 +99,8 @@ Words *words_new() {
 void words_free(Words *words) { delete words; }
 int64_t words_count(const Words *words) { return (int64_t)words->count; }
 
-// Returns false where the word cannot be kept: it is empty or has more tokens than bytes, or there
-// is no memory or no 32-bit place for it. Nothing has changed then.
+// Returns false, without a change, if the word cannot be stored: it is empty or has more tokens than
+// bytes, or memory or 32-bit offsets run out.
 bool words_add(Words *words, const uint8_t *word, int64_t size, const uint32_t *ids,
                int64_t count) try {
   const uint64_t text_at = words->text.size(), ids_at = words->ids.size();
@@ -118,10 +118,10 @@ bool words_add(Words *words, const uint8_t *word, int64_t size, const uint32_t *
   return false;
 }
 
-// Writes the tokens of stories that each end with a zero byte, `eos` after each, and returns their
-// number; `ids` has room for one token a byte. Words that are not known are listed in `unknown` by
-// begin and end, at most `room` of them; then the tokens are of no use. A byte that is neither
-// printable ASCII nor white space, or no zero byte at the end, gives -1.
+// Writes the tokens of stories that each end with a zero byte, with `eos` after each story, and
+// returns their number; `ids` has room for one token per byte. Unknown words are listed in `unknown`
+// by their begin and end, at most `room` of them; the tokens are incomplete then. Returns -1 for a
+// byte that is neither printable ASCII nor white space, or if the last byte is not zero.
 int64_t words_encode(Words *words, const uint8_t *text, int64_t size, uint32_t eos, uint32_t *ids,
                      int64_t *unknown, int64_t room, int64_t *unknown_count) {
   uint32_t *next = ids;

@@ -1,4 +1,4 @@
-"""Tokenizing by looking words up: the same ids as the tokenizer's own, several times as fast."""
+"""Tokenization with a cache of words: the same ids as the tokenizer's, several times as fast."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from tinystories_hf.core.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# Words that are remembered; then it begins anew, so that memory stays flat. TinyStories has 60,000.
+# Words in the cache; when it is full, it is emptied to bound the memory. TinyStories has 60,000.
 _MOST_WORDS = 1 << 18
 _UNKNOWN_AT_ONCE = 1 << 14
 
 
 class _Words(ctypes.c_void_p):
-    """The words that a tokenizer remembers: a pointer into `words.cpp`."""
+    """A pointer to the cache of words in `tokenize.cpp`."""
 
 
 class WordTokenizer:
-    """Turns stories into one stream of ids with an EOS after each.
+    """Converts stories into one stream of ids with an EOS after each.
 
-    Words are looked up where the tokenizer cuts them as GPT-2's does, and where a story is plain
-    ASCII. All else goes through the tokenizer itself, which also says what a new word is made of.
-    Threads take turns.
+    If the tokenizer splits text into words like GPT-2's, the words of ASCII stories are looked up
+    in a cache. New words and all other stories are encoded by the tokenizer itself. Calls from
+    several threads are serialized by a lock.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.eos = int(tokenizer.eos_token_id)
         self._backend = tokenizer.backend_tokenizer
-        # Settings that a tokenizer.json may bring along, and that would cut stories without a word.
+        # A tokenizer.json may set these, and they would silently truncate or pad stories.
         self._backend.no_truncation()
         self._backend.no_padding()
         description = json.loads(self._backend.to_str())
@@ -80,13 +80,13 @@ class WordTokenizer:
         unknown = np.empty((_UNKNOWN_AT_ONCE, 2), dtype=np.int64)
         count = ctypes.c_int64()
         library: Any = self._library
-        # So many rounds teach as many words as are remembered; text beyond that has hardly any.
+        # At most as many rounds as fill the cache; a text with more new words is not worth caching.
         for _ in range(_MOST_WORDS // _UNKNOWN_AT_ONCE if text.count(b"\0") == len(stories) else 0):
             written = library.words_encode(
                 self._words, text, len(text), self.eos, ids.ctypes.data, unknown.ctypes.data,
                 _UNKNOWN_AT_ONCE, ctypes.byref(count),
             )  # fmt: skip
-            if written < 0:  # a byte of no known kind
+            if written < 0:  # a byte that the lookup does not support
                 break
             if not count.value:
                 return ids[:written].copy()
@@ -96,7 +96,7 @@ class WordTokenizer:
         return self._tokenize(stories)
 
     def _learn(self, words: list[bytes]) -> bool:
-        """Remember what words are made of; return whether that was possible."""
+        """Add words to the cache; return whether that was possible."""
         library: Any = self._library
         if library.words_count(self._words) + len(words) > _MOST_WORDS:
             self._begin()
@@ -110,32 +110,32 @@ class WordTokenizer:
         return True
 
     def _begin(self) -> None:
-        """Remember no words."""
+        """Start with an empty cache."""
         if self._library is None:
             return
         self._words = self._library.words_new()
         if not self._words:
-            raise MemoryError("there is no memory for the words of the tokenizer")
-        # Freed with the last reference; a destructor would meet half-made objects and copies.
+            raise MemoryError("not enough memory for the tokenizer's cache of words")
+        # Freed with the last reference; __del__ would also run for copies and failed __init__.
         weakref.finalize(self._words, self._library.words_free, self._words.value)
 
 
 @contextmanager
 def unknown_words_reported() -> Iterator[None]:
-    """Turn the error of a tokenizer that cannot encode a text into a `UserError`.
+    """Raise a `UserError` if a tokenizer cannot encode a text.
 
-    WordLevel and Unigram raise a bare `Exception` at a word they do not know and have no token for.
+    WordLevel and Unigram raise a bare `Exception` for an unknown word if they have no unk_token.
     """
     try:
         yield
     except Exception as error:
         raise UserError(
-            f"tokenizer: it cannot encode all of the text ({error}); give it an unk_token"
+            f"tokenizer: it cannot encode all of the text ({error}); add an unk_token to it"
         ) from error
 
 
 def _cuts_as_gpt2(description: dict[str, Any]) -> bool:
-    """Return whether words are cut by GPT-2's pattern and nothing looks beyond a word."""
+    """Return whether text is split by GPT-2's pattern and each word is encoded independently."""
     expected = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     cutter = description["pre_tokenizer"] or {}
     model = description["model"]

@@ -1,8 +1,8 @@
-"""The tokenizer: loaded from the Hub or a folder, or trained; any fast tokenizer can be used.
+"""The tokenizer, loaded from the Hub or a folder, or trained; any fast tokenizer is supported.
 
-GPT-Neo has a single special token, `<|endoftext|>`: it begins a text, ends it and pads a batch
-(https://huggingface.co/EleutherAI/gpt-neo-125m). It, or the `eos_token` of the settings, is
-appended to every story and learnt.
+GPT-Neo has a single special token, `<|endoftext|>`, for BOS, EOS and padding
+(https://huggingface.co/EleutherAI/gpt-neo-125m). This token, or the setting `eos_token`, is
+appended to every story and is learned like any other token.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 TRAIN = "train"
-# The trainer sets memory aside for all entries before it reads: 540 MB for 2^28, and it ends the
-# process where there is not enough.
+# The trainer allocates memory for all entries before it reads text (540 MB for 2^28), and aborts
+# the process if there is not enough.
 MOST_ENTRIES = 1 << 24
 FILES = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
 FILES += ["special_tokens_map.json", "added_tokens.json", "config.json"]
@@ -32,11 +32,11 @@ FILES += ["vocab.txt", "tokenizer.model", "spiece.model"]  # of BERT, Llama and 
 
 
 def load_tokenizer(data: DataArguments, vocab_size: int) -> StoryTokenizerFast:
-    """Load `data.tokenizer` from a folder or the Hub, and check it against model and pins.
+    """Load `data.tokenizer` from a folder or the Hub, and check its size and its pinned hashes.
 
     Raises:
-        UserError: there is none by that name, it has no token `data.eos_token`, its size is not
-            `vocab_size`, or its content is not what the configuration pins.
+        UserError: it does not exist, has no token `data.eos_token`, its size is not `vocab_size`,
+            or its content differs from the hashes in the configuration.
     """
     from transformers import AutoTokenizer
 
@@ -49,13 +49,15 @@ def load_tokenizer(data: DataArguments, vocab_size: int) -> StoryTokenizerFast:
         is_folder = folder.is_dir()
     if not is_folder:
         if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise UserError(f"tokenizer: {name} is not a folder; give a folder or a Hub name")
+            raise UserError(
+                f"tokenizer: {name} is not a folder; give a folder or a repository on the Hub"
+            )
         folder = download_files(name, "tokenizer", data.tokenizer_revision, FILES)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # a broken tokenizer.json brings out every kind there is
+    except Exception as error:  # a broken tokenizer.json can raise any type of exception
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"tokenizer: {name} holds no tokenizer: {reason}") from error
+        raise UserError(f"tokenizer: {name} does not contain a tokenizer: {reason}") from error
     check_tokenizer(tokenizer, data, vocab_size)
     return story_tokenizer(
         tokenizer.backend_tokenizer, data.eos_token, data.context_length, tokenizer.unk_token
@@ -65,7 +67,7 @@ def load_tokenizer(data: DataArguments, vocab_size: int) -> StoryTokenizerFast:
 def train_tokenizer(
     stories: Iterable[str], vocab_size: int, context_length: int, eos_token: str = END_OF_TEXT
 ) -> StoryTokenizerFast:
-    """Train a byte-level BPE of exactly `vocab_size` entries, `eos_token` being id 0.
+    """Train a byte-level BPE of exactly `vocab_size` entries; `eos_token` has id 0.
 
     Raises:
         UserError: `vocab_size` is too small for all bytes, or larger than the text supports.
@@ -100,7 +102,7 @@ def train_tokenizer(
 
 
 def reopen_tokenizer(folder: Path, context_length: int) -> StoryTokenizerFast:
-    """Return the tokenizer of a prepared folder as it was before it was saved there."""
+    """Load the tokenizer of a prepared folder with the settings it had when it was saved."""
     from transformers import AutoTokenizer
 
     from tinystories_hf.data.saved_tokenizer import story_tokenizer
@@ -136,34 +138,34 @@ def check_tokenizer(
         )
     if data.eos_token not in tokenizer.get_added_vocab():
         own = tokenizer.eos_token
-        hint = "name one that it has" if own is None else f"its own is {own}; name it"
+        hint = "one that it has" if own is None else f"its own EOS token, {own}"
         raise UserError(
-            f"tokenizer: {data.tokenizer} has no special token {data.eos_token}; {hint} with"
-            " eos_token"
+            f"tokenizer: {data.tokenizer} has no special token {data.eos_token}; set eos_token to"
+            f" {hint}"
         )
     pins = (data.tokenizer_vocab_sha256, data.tokenizer_merges_sha256)
     found = (vocab_sha256(tokenizer), merges_sha256(tokenizer))
     for part, pin, content in zip(("vocab", "merges"), pins, found, strict=True):
         if pin is not None and pin != content:
-            has = f"has sha256 {content}" if content else "is not there"
+            has = f"has sha256 {content}" if content else "does not exist"
             raise UserError(
                 f"tokenizer: the {part} of {data.tokenizer} {has}, but"
                 f" tokenizer_{part}_sha256 expects {pin}; use the tokenizer that the"
-                " configuration was made for, or drop the pin"
+                " configuration was written for, or remove this setting"
             )
 
 
 def vocab_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return the sha256 of the vocabulary as the bytes of GPT-2's own vocab.json.
+    """Return the sha256 of the vocabulary, serialized like GPT-2's vocab.json.
 
-    Computed from the loaded tokenizer, so that it does not depend on how a repository stores it.
+    It is computed from the loaded tokenizer and does not depend on how a repository stores it.
     """
     by_id = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
     return hashlib.sha256(json.dumps(by_id).encode()).hexdigest()
 
 
 def merges_sha256(tokenizer: PreTrainedTokenizerFast) -> str | None:
-    """Return the sha256 of the merges as the bytes of GPT-2's own merges.txt; None without any."""
+    """Return the sha256 of the merges, serialized like GPT-2's merges.txt; None without merges."""
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("merges")
     if merges is None:
         return None
@@ -172,5 +174,5 @@ def merges_sha256(tokenizer: PreTrainedTokenizerFast) -> str | None:
 
 
 def content_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return the sha256 of all that decides how text becomes ids, for the fingerprint of rows."""
+    """Return the sha256 of everything that determines the ids of a text."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()

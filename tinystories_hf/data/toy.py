@@ -1,9 +1,9 @@
-"""The embedded corpus: simple stories from our own seeded generator, any number, no network.
+"""The toy corpus: any number of simple stories from a seeded generator, without a network.
 
-In the spirit of the paper (arXiv 2305.07759, section 2): a noun, a verb and an adjective are drawn
-first, then a plot with a feature (dialogue, a moral, a twist, foreshadowing, a conflict, a bad
-ending) has to use them. Names, pronouns and things stay what they are, and the end follows from
-the beginning, so that a model of half a million parameters has something to learn in two minutes.
+Following the paper (arXiv 2305.07759, section 2), a noun, a verb and an adjective are drawn first,
+and a plot with a feature (dialogue, a moral, a twist, foreshadowing, a conflict, a bad ending) uses
+them. Names, pronouns and objects are consistent within a story, and its end follows from its
+beginning, so that a model of half a million parameters has something to learn in two minutes.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Draw:
     """A splitmix64 generator per story: the same draws on every machine and Python version."""
 
     def __init__(self, seed: int, stream: int) -> None:
-        # Mixed twice, or the streams of neighbouring stories would overlap by all but one draw.
+        # Mixed twice: otherwise the streams of consecutive stories would overlap but for one draw.
         self.state = _mix(_mix(seed % 2**64 + 1) + stream + 1)
 
     def below(self, bound: int) -> int:
-        """Return a whole number in [0, bound)."""
+        """Return an integer in [0, bound)."""
         self.state = (self.state + 0x9E3779B97F4A7C15) % 2**64
         return _mix(self.state) % bound
 
@@ -61,13 +61,13 @@ class Draw:
         return choices[self.below(len(choices))]
 
     def but(self, choices: Sequence[_T], *taken: _T) -> _T:
-        """Return one of the choices that is not taken."""
+        """Return one of the choices that are not in `taken`."""
         return self.of([choice for choice in choices if choice not in taken])
 
 
 @dataclass(frozen=True)
 class Character:
-    """Somebody in a story, with the words that speak of them."""
+    """A character of a story, with its pronouns."""
 
     name: str
     kind: str
@@ -77,12 +77,12 @@ class Character:
 
     @property
     def He(self) -> str:  # noqa: N802 - the word as it begins a sentence
-        """Return the pronoun for the beginning of a sentence."""
+        """Return the capitalized pronoun."""
         return self.he.capitalize()
 
 
 def somebody(draw: Draw, *others: Character) -> Character:
-    """Draw a girl, a boy or an animal whose name and kind nobody else in the story has."""
+    """Draw a girl, a boy or an animal whose name and kind differ from those of `others`."""
     taken = [other.name for other in others]
     girl = draw.below(2) == 0
     name = draw.but(GIRLS if girl else BOYS, *taken)
@@ -106,12 +106,12 @@ class Scene:
 
     @property
     def toy(self) -> str:
-        """Return the thing with its look: `red ball`."""
+        """Return the thing with its adjective, such as `red ball`."""
         return f"{self.look} {self.thing}"
 
 
 def article(word: str) -> str:
-    """Put the right article before a word."""
+    """Return a word with its indefinite article."""
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
@@ -130,7 +130,7 @@ def draw_scene(draw: Draw) -> Scene:
 
 
 def opening(draw: Draw, scene: Scene) -> str:
-    """Introduce the hero, the verb and the place."""
+    """Return the sentences that introduce the hero, the verb and the place."""
     hero = scene.hero
     first = draw.of(
         (
@@ -152,7 +152,7 @@ def opening(draw: Draw, scene: Scene) -> str:
 
 
 def lost(draw: Draw, scene: Scene) -> list[str]:
-    """A thing is lost and found, or never found: a bad ending, or a moral."""
+    """Plot: a thing is lost and found, or never found (a bad ending)."""
     hero, friend, toy = scene.hero, scene.friend, scene.toy
     wrong = draw.of(SPOTS)
     right = draw.but(SPOTS, wrong)
@@ -177,7 +177,7 @@ def lost(draw: Draw, scene: Scene) -> list[str]:
 
 
 def share(draw: Draw, scene: Scene) -> list[str]:
-    """Two want one thing: a conflict that ends in sharing, and a moral."""
+    """Plot: two characters want the same thing; a conflict that ends in sharing, with a moral."""
     hero, friend, thing = scene.hero, scene.friend, scene.thing
     feeling = draw.of(("sad", "angry", "lonely"))
     return [
@@ -193,7 +193,7 @@ def share(draw: Draw, scene: Scene) -> list[str]:
 
 
 def fear(draw: Draw, scene: Scene) -> list[str]:
-    """The hero is afraid, is helped, and is brave."""
+    """Plot: the hero is afraid, is helped, and becomes brave."""
     hero, friend = scene.hero, scene.friend
     what = draw.of(FEARS)
     return [
@@ -208,21 +208,21 @@ def fear(draw: Draw, scene: Scene) -> list[str]:
 
 
 def warning(draw: Draw, scene: Scene) -> list[str]:
-    """A warning comes true, or is heeded: foreshadowing, a bad ending, a moral."""
+    """Plot: a warning comes true or is heeded; foreshadowing, a bad ending, a moral."""
     hero, friend = scene.hero, scene.friend
     parent = draw.of(("mom", "dad", "grandma", "grandpa"))
     todo, done, outcome = draw.of(RISKS)
-    told = f'"{hero.name}, do not {todo}," said {hero.his} {parent}. "You will get hurt."'
+    advice = f'"{hero.name}, do not {todo}," said {hero.his} {parent}. "You will get hurt."'
     if draw.below(2) == 0:
         return [
-            f"{told} But {hero.name} did not listen.",
+            f"{advice} But {hero.name} did not listen.",
             f"When nobody was looking, {hero.name} {done}. Oh no! {hero.He}"
             f" {outcome.format(his=hero.his)}. {hero.name} cried and cried.",
             f"{hero.his.capitalize()} {parent} came and took {hero.him} home. {hero.name} was sad."
             f" {hero.He} learned that it is good to listen.",
         ]
     return [
-        f'{told} "Yes, I will be careful," said {hero.name}.',
+        f'{advice} "Yes, I will be careful," said {hero.name}.',
         f'Then {friend.name} came. "Come, let us {todo}!" said {friend.name}. "No," said'
         f' {hero.name}. "We will get hurt. Let us {scene.verb} with my {scene.toy}."',
         f"So they took the {scene.toy} and began to {scene.verb}. They had so much fun."
@@ -232,7 +232,7 @@ def warning(draw: Draw, scene: Scene) -> list[str]:
 
 
 def noise(draw: Draw, scene: Scene) -> list[str]:
-    """A strange noise turns out to be something nice: a twist."""
+    """Plot: a strange noise turns out to be something nice; a twist."""
     hero, friend, spot = scene.hero, scene.friend, draw.of(SPOTS)
     return [
         f"That night, {hero.name} heard a strange noise. It came from something {spot}. Was it a"
@@ -246,7 +246,7 @@ def noise(draw: Draw, scene: Scene) -> list[str]:
 
 
 def gift(draw: Draw, scene: Scene) -> list[str]:
-    """A friend is cheered up with food, and gives something back."""
+    """Plot: a friend is cheered up with food and gives something back."""
     hero, friend, food = scene.hero, scene.friend, draw.of(FOODS)
     reason = draw.of(("was sick in bed", "was sad", "had no food", "was all alone"))
     return [
@@ -263,8 +263,8 @@ def gift(draw: Draw, scene: Scene) -> list[str]:
 PLOTS = (lost, share, fear, warning, noise, gift)
 
 
-def _tell(seed: int, number: int) -> str:
-    """Return story `number` of the corpus with this seed: paragraphs joined by blank lines."""
+def _story(seed: int, number: int) -> str:
+    """Return story `number` of the corpus with this seed; blank lines separate its paragraphs."""
     draw = Draw(seed, number)
     scene = draw_scene(draw)
     plot = draw.of(PLOTS)
@@ -274,4 +274,4 @@ def _tell(seed: int, number: int) -> str:
 
 def toy_stories(count: int, seed: int = 0) -> Iterator[str]:
     """Yield `count` stories; the same seed gives the same bytes on every machine."""
-    return (_tell(seed, number) for number in range(count))
+    return (_story(seed, number) for number in range(count))

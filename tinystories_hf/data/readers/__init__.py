@@ -1,4 +1,4 @@
-"""Which files form a split, and the stories in them: text, JSON, CSV, Parquet.
+"""Find the files of a split and read their stories: text, JSON, CSV, Parquet.
 
-Use `text_files.read_stories` and `split_files.find_splits`.
+The entry points are `split_files.find_splits` and `text_files.read_stories`.
 """

@@ -1,4 +1,4 @@
-"""What kind of file a name says it is, and opening one: checked, counted and unpacked."""
+"""Detect a file's format from its name, and open it: decompressed, with its content checked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tinystories_hf.core.errors import UserError
-from tinystories_hf.data.splits import ReportProgress, ignore
+from tinystories_hf.data.splits import ReportProgress, ignore_progress
 
 if TYPE_CHECKING:
     from tinystories_hf.data.download import HubFile
@@ -21,25 +21,25 @@ CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
 KINDS = f"{', '.join(SUFFIXES)} files, all but the last also compressed ({', '.join(CODECS)})"
 READ_BLOCK_BYTES = 1 << 20
 CONVERT = "convert it to UTF-8 first, for instance with iconv"
-# How files begin that are often taken for others, what they are, and what to do about them.
+# First bytes of files that often have a wrong name, their format, and the fix.
 BEGINNINGS = (
-    (b"\x1f\x8b", "gzip", "give its name the ending .gz, or unpack it"),
-    (b"\x28\xb5\x2f\xfd", "zstd", "give its name the ending .zst, or unpack it"),
-    (b"\x04\x22\x4d\x18", "lz4", "give its name the ending .lz4, or unpack it"),
-    (b"BZh91AY&SY", "bz2", "give its name the ending .bz2, or unpack it"),
+    (b"\x1f\x8b", "gzip", "add .gz to its name, or unpack it"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "add .zst to its name, or unpack it"),
+    (b"\x04\x22\x4d\x18", "lz4", "add .lz4 to its name, or unpack it"),
+    (b"BZh91AY&SY", "bz2", "add .bz2 to its name, or unpack it"),
     (b"\xfd7zXZ\0", "xz", "unpack it first"),
     (b"PK\x03\x04", "a zip archive", "unpack it first"),
-    (b"PAR1\x15", "Parquet", "give its name the ending .parquet"),
-    (b"ARROW1\0", "Arrow", "give the folder that save_to_disk has made"),
+    (b"PAR1\x15", "Parquet", "rename it to end in .parquet"),
+    (b"ARROW1\0", "Arrow", "give the folder that save_to_disk wrote"),
     (b"\xff\xfe\0\0", "UTF-32", f"{CONVERT} -f UTF-32 -t UTF-8"),
     (b"\xff\xfe", "UTF-16", f"{CONVERT} -f UTF-16 -t UTF-8"),
     (b"\xfe\xff", "UTF-16", f"{CONVERT} -f UTF-16 -t UTF-8"),
-    (b"version https://git-lfs", "the pointer of Git LFS to a file", "get it with git lfs pull"),
+    (b"version https://git-lfs", "a Git LFS pointer", "download the file with git lfs pull"),
 )
 
 
 def endings_of(name: str) -> str:
-    """Return the endings that say how a file is read: `.jsonl.gz`, `.TXT`, or nothing."""
+    """Return the suffixes that determine how a file is read: `.jsonl.gz`, `.TXT`, or nothing."""
     path = PurePosixPath(name)
     last = path.suffix
     if last.lower() not in CODECS:
@@ -49,7 +49,7 @@ def endings_of(name: str) -> str:
 
 
 def format_of(name: str) -> tuple[str, str | None] | None:
-    """Return the format and the compression that a name says, None where it is not read here."""
+    """Return the format and compression of a file name, or None if it is not supported."""
     if name.endswith("/"):
         return SAVED, None
     kind, _, packed = endings_of(name).lower()[1:].partition(".")
@@ -57,17 +57,17 @@ def format_of(name: str) -> tuple[str, str | None] | None:
 
 
 def is_saved(folder: Path) -> bool:
-    """Return whether `datasets` has saved a dataset into a folder."""
+    """Return whether a folder was written by `datasets.Dataset.save_to_disk`."""
     return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return the file itself, or the files of a saved dataset."""
+    """Return the file itself, or all files of a saved dataset."""
     return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
 
 
 class _Counted(io.RawIOBase):
-    """A binary stream that reports the bytes that are read from it."""
+    """A binary stream that reports the number of bytes read from it."""
 
     def __init__(self, stream: BinaryIO, advance: ReportProgress) -> None:
         self._stream = stream
@@ -83,11 +83,11 @@ class _Counted(io.RawIOBase):
 
 
 @contextmanager
-def opened(path: Path | HubFile, advance: ReportProgress = ignore) -> Iterator[BinaryIO]:
-    """Open the content of a file, unpacked where its name says that it is compressed.
+def opened(path: Path | HubFile, advance: ReportProgress = ignore_progress) -> Iterator[BinaryIO]:
+    """Open a file, decompressed if its name ends in the suffix of a compression format.
 
     Raises:
-        UserError: the content is not what the name says, or damaged; this also while it is read.
+        UserError: the content does not match the name, or is damaged; also raised by later reads.
     """
     import pyarrow
 
@@ -106,11 +106,11 @@ def opened(path: Path | HubFile, advance: ReportProgress = ignore) -> Iterator[B
         except OSError as error:
             if error.errno is not None:
                 raise
-            raise UserError(f"{path} is not {codec}, or damaged: {error}") from None
+            raise UserError(f"{path} is not a {codec} file, or is damaged: {error}") from None
 
 
 def require_content(path: Path | HubFile, beginning: bytes, expected: str = "text") -> None:
-    """Raise a `UserError` where a content begins as something else does than its name says."""
+    """Raise a `UserError` if the first bytes belong to a format other than the expected one."""
     for magic, found, fix in BEGINNINGS:
         if beginning.startswith(magic) and found != expected:
             raise UserError(f"{path} is {found}, not {expected}; {fix}")
@@ -118,7 +118,7 @@ def require_content(path: Path | HubFile, beginning: bytes, expected: str = "tex
 
 @contextmanager
 def naming_bad_bytes(path: Path | HubFile) -> Iterator[None]:
-    """Turn the error of a decoder into one that names the file and the first bad byte."""
+    """Convert a `UnicodeDecodeError` into a `UserError` with the file and the first bad byte."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -128,11 +128,11 @@ def naming_bad_bytes(path: Path | HubFile) -> Iterator[None]:
 
 
 def require_no_nul(where: str, found: bool) -> None:
-    """Raise a `UserError` that names the likely cause where a NUL byte has been found."""
+    """Raise a `UserError` with the likely cause if a NUL byte was found."""
     if found:
         raise UserError(
-            f"{where} holds a NUL byte, which is in no text but in UTF-16 without a byte-order"
-            f" mark; {CONVERT} -f UTF-16LE -t UTF-8"
+            f"{where} contains a NUL byte and is probably UTF-16 without a byte-order mark;"
+            f" {CONVERT} -f UTF-16LE -t UTF-8"
         )
 
 

@@ -1,6 +1,6 @@
-"""Which files form a split: by the words in their names, their numbers, or a pattern.
+"""Assign files to splits by the words in their names, their shard numbers, or a pattern.
 
-Names are relative to a folder, with `/`; a folder that is a saved dataset counts as one file.
+Names are relative to a folder and use `/`. A folder with a saved dataset counts as one file.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from pathlib import PurePosixPath
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.data.readers.formats import KINDS, endings_of, format_of
 
-# Those of the `datasets` library (its data_files.SPLIT_KEYWORDS, which takes seconds to import).
+# Equal to data_files.SPLIT_KEYWORDS of `datasets`, which takes seconds to import.
 KEYWORDS = {
     "train": {"train", "training"},
     "validation": {"validation", "valid", "dev", "val"},
     "test": {"test", "testing", "eval", "evaluation"},
 }
 _OF = re.compile(r"(?P<head>.*?)(?P<number>\d+)-of-(?P<count>\d+)(?:-[0-9a-f]+)?(?P<tail>\D*)")
-# A number between other characters than letters, or at the end; `v2` names a version, not a shard.
+# A number not next to letters, or at the end of the name; `v2` is a version, not a shard.
 _NUMBERED = re.compile(
     r"(?P<head>(?:.*[^0-9A-Za-z])?)(?P<number>\d+)(?P<tail>(?:[^0-9A-Za-z]\D*)?)"
     r"|(?P<word>.*[A-Za-z])(?<![vV])(?P<last>\d+)"
 )
 SEVERAL = "several"
-# JSON that `datasets`, trainers and models have in their folders: no data.
+# JSON files of saved datasets, runs and models, which contain no stories.
 NO_DATA = {
     *("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"),
     *("train_results.json", "eval_results.json", "all_results.json", "trainer_state.json"),
@@ -39,7 +39,7 @@ NAMES_SHOWN = 8
 
 @dataclass(frozen=True)
 class Shard:
-    """What a file's name says of its place among others: their common name, and its number."""
+    """The shard information in a file's name: the name that all shards share, and the number."""
 
     common: str
     number: int | None = None
@@ -48,7 +48,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """The names of the files of each split, and of those that are not read."""
+    """The names of the files of each split, and of the files that are not read."""
 
     train: list[str]
     validation: list[str]
@@ -56,7 +56,7 @@ class SplitFiles:
 
 
 def shard_of(name: str) -> Shard:
-    """Return what a name says: `data/train-00001-of-00004-2d5a.parquet` is number 1 of 4."""
+    """Parse a file name: `data/train-00001-of-00004-2d5a.parquet` is shard 1 of 4."""
     path = PurePosixPath(name)
     endings = endings_of(path.name)
     stem = path.name.removesuffix(endings)
@@ -74,21 +74,21 @@ def shard_of(name: str) -> Shard:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Return names with their numbers in order: `train-2` before `train-10`."""
+    """Sort names with their numbers in numeric order: `train-2` before `train-10`."""
     return sorted(
         names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)]
     )
 
 
 def other_shards(name: str, beside: Iterable[str]) -> list[str]:
-    """Return the files that look like the others of which the named one is a shard."""
+    """Return the other shards of the file that `name` is a shard of."""
     own = shard_of(name)
     found = [other for other in beside if other != name and shard_of(other).common == own.common]
     return in_order(found) if own.number is not None else []
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:
-    """Return the name itself where it is there, else the readable ones that match as in a shell."""
+    """Return the name itself if it exists, else the readable names that match it as a pattern."""
     names = list(names)
     if pattern in names:
         return [pattern]
@@ -96,22 +96,28 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
 
 
 def split_of(name: str) -> str | None:
-    """Return the split whose word is in a name, None where there is none."""
+    """Return the split whose keyword is in a name, None if there is none."""
     return _split_of(name)[0]
 
 
 def find_splits(
     where: str, names: Sequence[str], train: list[str] | None, validation: list[str] | None
 ) -> SplitFiles:
-    """Find the splits among the files of a folder; `train` and `validation` are those chosen.
+    """Find the training and validation files among the files of a folder.
 
-    Of a folder laid out as `datasets` does, with `data/train-00000-of-00001`, those are taken; else
-    the training files that lie highest, and validation files no deeper and no higher: a run or
-    another corpus further down is not mixed in. Where no name has the word of a split, and all are
-    shards of one file, they are the training split.
+    In a folder with the layout of `datasets` (`data/train-00000-of-00001`), these files are used.
+    Otherwise, training files are those in the fewest subfolders, and validation files are at the
+    same depth, so that a run or another corpus in a subfolder is not mixed in. If no name has the
+    keyword of a split and all files are shards of one file, they are the training split.
+
+    Args:
+        where: the folder, for error messages.
+        names: the names of all files in the folder.
+        train: the training files if they were chosen by a setting, else None.
+        validation: the validation files if they were chosen by a setting, else None.
 
     Raises:
-        UserError: the names leave open which files are meant, or a shard is missing.
+        UserError: it is ambiguous which files form a split, or a shard is missing.
     """
     files = [name for name in names if format_of(name) and name.rpartition("/")[2] not in NO_DATA]
     by_layout = train is None and validation is None
@@ -124,8 +130,8 @@ def find_splits(
         found = _highest(groups["train"] or _wordless(files))
         if not found:
             raise UserError(
-                f"dataset: no file in {where} has `train` in its name; name one with train_file"
-                f" (there: {shown(files or names)}; read are {KINDS})"
+                f"dataset: no file in {where} has `train` in its name; choose one with train_file"
+                f" (found: {shown(files or names)}; supported formats: {KINDS})"
             )
         if by_layout:
             found = _laid_out(groups["train"]) or found
@@ -147,18 +153,18 @@ def _depth(name: str) -> int:
 
 
 def _highest(groups: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Return the groups that lie in the fewest folders."""
+    """Return the groups in the fewest subfolders."""
     highest = min(map(_depth, groups), default=0)
     return {common: group for common, group in groups.items() if _depth(common) == highest}
 
 
 def _laid_out(groups: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Return the groups that are laid out as `datasets` writes them."""
+    """Return the groups with the layout that `datasets` writes."""
     return {c: group for c, group in groups.items() if re.match(r"data/[a-z]+-#-of-\d+\.", c)}
 
 
 def _wordless(files: Sequence[str]) -> dict[str, list[str]]:
-    """Return the highest files by what they have in common, none where one has a split's word."""
+    """Group the files in the fewest subfolders by shared name; empty if one has a split keyword."""
     highest = min((_depth(name.rstrip("/")) for name in files), default=0)
     groups: dict[str, list[str]] = {}
     for name in files:
@@ -170,10 +176,10 @@ def _wordless(files: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _split_of(name: str) -> tuple[str | None, str]:
-    """Return the split whose word is in a name, and what the name has in common with others of it.
+    """Return the split whose keyword is in a name, and the part that the split's files share.
 
-    The file's own name comes first, then the folders from the nearest; None where there is no
-    word, `SEVERAL` where there are words of several splits.
+    The file's own name is searched first, then its folders from the nearest. The split is None
+    without a keyword, and `SEVERAL` with keywords of several splits.
     """
     path = PurePosixPath(name)
     endings = endings_of(path.name)
@@ -191,13 +197,13 @@ def _one_group(where: str, key: str, groups: dict[str, list[str]]) -> list[str]:
     """Return the files of the only group.
 
     Raises:
-        UserError: there are several, or a shard is missing.
+        UserError: there are several groups, or a shard is missing.
     """
     if len(groups) > 1:
         names = [name for group in groups.values() for name in group]
         raise UserError(
-            f"dataset: several files in {where} could be meant ({shown(names)});"
-            f" choose with {key}, a name or a pattern such as '*.txt'"
+            f"dataset: several files in {where} match ({shown(names)}); set {key} to a name or a"
+            " pattern such as '*.txt'"
         )
     names = in_order(next(iter(groups.values()), []))
     shards = [shard_of(name) for name in names]
@@ -206,8 +212,8 @@ def _one_group(where: str, key: str, groups: dict[str, list[str]]) -> list[str]:
         alone = shards[0].count is None and len(shards) == 1
         if not alone and numbers not in (set(range(count)), set(range(1, count + 1))):
             raise UserError(
-                f"dataset: of the shards in {where} some are missing ({shown(names)} are there);"
-                f" add them, or choose those that are there with {key}, such as '{_pattern(names)}'"
+                f"dataset: some shards are missing in {where} (found: {shown(names)}); add them,"
+                f" or choose the existing ones with {key}, such as '{_pattern(names)}'"
             )
     return names
 
@@ -218,12 +224,12 @@ def _pattern(names: Sequence[str]) -> str:
 
 
 def shown(names: Collection[str]) -> str:
-    """Return names for a message, the first few of many."""
+    """Return names for a message, only the first few of many."""
     few = in_order(names)[:NAMES_SHOWN]
     more = f" and {len(names) - len(few):,} more" if len(names) > len(few) else ""
     return (", ".join(few) or "none") + more
 
 
 def described_left(names: Collection[str]) -> str:
-    """Return the names of the files that are not read; a test split is called one."""
+    """Return the names of files that are not read for a message; test splits are marked."""
     return shown([f"{name} (test)" if split_of(name) == "test" else name for name in names])

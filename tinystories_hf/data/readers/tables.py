@@ -1,4 +1,4 @@
-"""Records and their text column: rows of Arrow tables, objects of JSON; Parquet, saved datasets."""
+"""Read the text column of records: Parquet files, saved datasets, Arrow tables, JSON objects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tinystories_hf.config.parsing import brief
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.data.readers.formats import files_of, require_content
-from tinystories_hf.data.splits import OptionalStory, ReportProgress, ignore
+from tinystories_hf.data.splits import OptionalStory, ReportProgress, ignore_progress
 from tinystories_hf.data.tokenizer import END_OF_TEXT
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def read_parquet(
-    path: Path | HubFile, text_column: str, advance: ReportProgress = ignore
+    path: Path | HubFile, text_column: str, advance: ReportProgress = ignore_progress
 ) -> Iterator[tuple[int, object]]:
     """Yield the number of each row of a Parquet file and its text.
 
     Raises:
-        UserError: not a Parquet file, a damaged one, or it has no `text_column`.
+        UserError: it is not a Parquet file, is damaged, or has no `text_column`.
     """
     import pyarrow
     from pyarrow import parquet
@@ -33,7 +33,7 @@ def read_parquet(
         require_content(path, raw.peek(32), "Parquet")
         size = raw.seek(0, io.SEEK_END)
         try:
-            # Arrow reads a path several times as fast as a file that Python has opened.
+            # Arrow reads a path several times faster than a file object.
             with parquet.ParquetFile(path if isinstance(path, Path) else raw) as table:
                 total, rows = table.metadata.num_rows, 0
                 texts_of(str(path), table.schema_arrow.empty_table(), text_column)
@@ -42,16 +42,16 @@ def read_parquet(
                     for text in texts_of(str(path), batch, text_column):
                         rows += 1
                         yield rows, text
-                if rows != total:  # a damaged page may be left out without a word
-                    raise OSError(f"{rows} of its {total} rows can be read")
+                if rows != total:  # Arrow may silently skip a damaged page
+                    raise OSError(f"only {rows} of its {total} rows can be read")
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:
-            raise UserError(f"{path} is not a Parquet file, or damaged: {error}") from None
+            raise UserError(f"{path} is not a Parquet file, or is damaged: {error}") from None
 
 
 def read_saved(
-    path: Path, text_column: str, advance: ReportProgress = ignore
+    path: Path, text_column: str, advance: ReportProgress = ignore_progress
 ) -> Iterator[tuple[int, object]]:
-    """Yield the number of each row of a dataset that `save_to_disk` has written, and its text.
+    """Yield the number of each row of a dataset written by `save_to_disk`, and its text.
 
     Raises:
         UserError: the folder is damaged, or has no `text_column`.
@@ -68,13 +68,13 @@ def read_saved(
         )
         yield from enumerate(found, start=1)
     except (pyarrow.ArrowException, OSError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a saved dataset, or damaged: {error}") from None
+        raise UserError(f"{path} is not a saved dataset, or is damaged: {error}") from None
 
 
 def _with_progress(
     blocks: Iterable[Any], rows: int, size: int, advance: ReportProgress
 ) -> Iterator[Any]:
-    """Yield blocks of rows, each reported as its share of `size` when it has been used."""
+    """Yield blocks of rows; after each, report its share of `size`."""
     seen = reported = 0
     for block in blocks:
         yield block
@@ -89,7 +89,7 @@ def texts_of(where: str, table: Any, text_column: str) -> list[object]:
     """Return the texts of an Arrow table or batch; `a.b` is the field b of the column a.
 
     Raises:
-        UserError: there is no such column or field.
+        UserError: the column or field does not exist.
     """
     import pyarrow
     from pyarrow import compute
@@ -106,10 +106,10 @@ def texts_of(where: str, table: Any, text_column: str) -> list[object]:
 
 
 def text_at(where: str, record: object, text_column: str) -> object:
-    """Return what a JSON object holds under a key, or, for `a.b`, under b of its a.
+    """Return the value of a key in a JSON object; `a.b` is the key b of the object a.
 
     Raises:
-        UserError: it is no object, or the key is not there.
+        UserError: the record is not an object, or the key does not exist.
     """
     if not isinstance(record, dict):
         raise UserError(f"{where} is not a JSON object")
@@ -118,7 +118,7 @@ def text_at(where: str, record: object, text_column: str) -> object:
         return record[text_column]
     value: object = record
     for key in text_column.split("."):
-        if value is None:  # what is missing as a whole has no text either
+        if value is None:  # the text of a null object is null
             return None
         require_column(where, key, list(value) if isinstance(value, dict) else [])
         value = value[key]  # type: ignore[index]
@@ -126,35 +126,42 @@ def text_at(where: str, record: object, text_column: str) -> object:
 
 
 def require_column(where: str, text_column: str, columns: list[str]) -> None:
-    """Raise a `UserError` unless the column is there, or the one that holds it as a field."""
+    """Raise a `UserError` unless the column, or the column of which it is a field, exists."""
     if text_column not in columns and text_column.split(".")[0] not in columns:
         raise UserError(
-            f"{where} has no column {text_column!r}; name the one that holds the story with"
-            f" text_column (there: {', '.join(map(str, columns)) or 'none'})"
+            f"{where} has no column {text_column!r}; set text_column to the column with the story"
+            f" (found: {', '.join(map(str, columns)) or 'none'})"
         )
 
 
 def require_text(where: str, value: object) -> str:
-    """Return a value that is text, or raise a `UserError`."""
+    """Return the value if it is text that UTF-8 can encode.
+
+    Raises:
+        UserError: it is null, has another type, or has an unpaired surrogate.
+    """
     if value is None:
-        raise UserError(f"{where} holds None where text belongs; drop_null leaves it out")
+        raise UserError(f"{where} is null instead of text; set drop_null to skip such records")
     if not isinstance(value, str):
-        raise UserError(f"{where} holds {brief(value)} where text belongs")
+        raise UserError(f"{where} is {brief(value)} instead of text; correct or remove it")
     try:
         value.encode()
         return value
-    except UnicodeEncodeError as error:  # JSON can spell half of a pair of surrogates
+    except UnicodeEncodeError as error:  # JSON can contain an unpaired surrogate
         half = value[error.start]
-        raise UserError(f"{where} holds {half!a} at character {error.start}: no text") from None
+        raise UserError(
+            f"{where} has the unpaired surrogate {half!a} at character {error.start};"
+            " correct or remove it"
+        ) from None
 
 
 def stories_of_records(
     where: str, records: Iterable[tuple[int, object]], drop_null: bool = False
 ) -> Iterator[OptionalStory]:
-    """Yield the stories of numbered records; one with a separator in its text holds several.
+    """Yield the stories of numbered records; a text with separators is several stories.
 
     Raises:
-        UserError: a record holds no text.
+        UserError: a record has no text.
     """
     for number, record in records:
         if record is None and drop_null:

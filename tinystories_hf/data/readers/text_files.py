@@ -1,8 +1,8 @@
-"""How the stories of a file are read, format by format; memory holds a block of it at a time.
+"""Read the stories of a file in any supported format; one block of it is in memory at a time.
 
-Compressed files, Parquet and saved datasets are read by Arrow and `datasets`, CSV by the standard
-library: of an unclosed quote, Arrow makes one long last row. JSON is decoded by the standard
-library from a window that moves through the file; `datasets` and pandas hold all of a JSON list.
+Compressed files, Parquet and saved datasets are read by Arrow and `datasets`. CSV is read by the
+standard library, since Arrow reads everything after an unclosed quote as one last row. JSON is
+decoded by the standard library from a moving window; `datasets` and pandas load a whole JSON list.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from tinystories_hf.data.readers.tables import (
     stories_of_records,
     text_at,
 )
-from tinystories_hf.data.splits import OptionalStory, ReportProgress, ignore
+from tinystories_hf.data.splits import OptionalStory, ReportProgress, ignore_progress
 from tinystories_hf.data.tokenizer import END_OF_TEXT
 
 if TYPE_CHECKING:
     from tinystories_hf.config.arguments import DataArguments
     from tinystories_hf.data.download import HubFile
 
-# A story has about 900 characters. So much text without a separator, or so many bytes of .jsonl in
-# a line, are no file of stories, and holding it all to find out would take the machine's memory.
+# A story has about 900 characters. A text that is longer than this without a separator, or a longer
+# line of .jsonl, is not a file of stories, and reading on could exhaust the memory.
 MAX_STORY_CHARACTERS = 64 << 20
 # The longest of the 13,736 stories in ../shared has 4,700 characters.
 LONGEST_UNDIVIDED = 8 << 10
-# What divides stories in other corpora; asked about where a file holds no `story_separator`.
+# Separators of other corpora, suggested if a file does not contain `story_separator`.
 OTHER_SEPARATORS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>", "<EOS>", "[EOS]")
 _JSON_SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -53,10 +53,10 @@ _JSON_SPACE = re.compile(r"[ \t\r\n]*")
 def read_stories(
     path: Path | HubFile, data: DataArguments, advance: ReportProgress
 ) -> Iterator[OptionalStory]:
-    """Yield the stories of a file or saved dataset, None for a null text with `drop_null`.
+    """Yield the stories of a file or saved dataset; with `drop_null`, None for a null text.
 
     Raises:
-        UserError: it cannot be read, is not what its name says, or holds what is no text.
+        UserError: it cannot be read, its content does not match its name, or a record has no text.
     """
     saved = isinstance(path, Path) and path.is_dir()
     kind = SAVED if saved else (format_of(path.name) or ("", None))[0]
@@ -79,19 +79,19 @@ def read_stories(
 
 
 def read_text(
-    path: Path | HubFile, separator: str = END_OF_TEXT, advance: ReportProgress = ignore
+    path: Path | HubFile, separator: str = END_OF_TEXT, advance: ReportProgress = ignore_progress
 ) -> Iterator[str]:
     r"""Yield the stories of a text file, divided by `separator`, on its own line or inline.
 
-    The newlines next to a separator belong to the layout, not to the story; what follows the last
-    separator is a story unless it is blank. Where the separator itself is white space, what is
-    blank is no story. Line ends `\r\n` and `\r` read as `\n`; a byte-order mark is skipped.
+    Newlines next to a separator are removed. The text after the last separator is a story unless it
+    is blank. If the separator is white space, blank stories are skipped. The line ends `\r\n` and
+    `\r` are read as `\n`; a byte-order mark is skipped.
 
     Raises:
-        UserError: the file is not UTF-8 or holds NUL, 64 million characters hold no separator, or
-            none is in all of a file of over 8,192 characters.
+        UserError: the file is not UTF-8 or contains NUL, 64 million characters contain no
+            separator, or a file of over 8,192 characters contains none at all.
     """
-    rest, mark = "", "\ufeff"  # "utf-8-sig" would take the first byte of a mark for an empty file
+    rest, mark = "", "\ufeff"  # "utf-8-sig" reads a file of one byte of a mark as empty
     divided, layout = False, separator.isspace()
     with naming_bad_bytes(path), opened(path, advance) as binary:
         stream = io.TextIOWrapper(binary, encoding="utf-8", newline=None)
@@ -112,59 +112,59 @@ def read_text(
 
 
 def _undivided(path: Path | HubFile, separator: str, text: str, characters: str) -> UserError:
-    """Return the error of a text without separators, with those that it may have been."""
+    """Return the error for a text without separators, which suggests the likely separator."""
     text = text[:READ_BLOCK_BYTES]
     counts = {mark: text.count(mark) for mark in OTHER_SEPARATORS if mark in text}
     paragraphs, lines = text.strip().count("\n\n"), len(text.strip().splitlines())
     if counts:
         mark, count = max(counts.items(), key=lambda item: item[1])
-        hint = f", perhaps '{mark}', which is there {count:,} times"
+        hint = f", perhaps '{mark}', which occurs {count:,} times"
     elif paragraphs:
-        hint = rf", perhaps '\n\n' (it has {paragraphs:,} blank lines) or '\n' ({lines:,} lines)"
+        hint = rf", perhaps '\n\n' ({paragraphs:,} blank lines) or '\n' ({lines:,} lines)"
     elif lines > 1:
-        hint = rf", perhaps '\n' (it has {lines:,} lines)"
+        hint = rf", perhaps '\n' ({lines:,} lines)"
     else:
         hint = f", or put {END_OF_TEXT} after each story"
     shown = json.dumps(separator, ensure_ascii=False)[1:-1]
     return UserError(
-        f"{path} has {characters} characters without {shown}, which divides the stories of a text"
-        f" file; name what divides them here with --story_separator{hint}"
+        f"{path} has {characters} characters without the separator of stories, {shown}; set the"
+        f" separator of this file with --story_separator{hint}"
     )
 
 
 def read_jsonl(
-    path: Path | HubFile, text_column: str, advance: ReportProgress = ignore
+    path: Path | HubFile, text_column: str, advance: ReportProgress = ignore_progress
 ) -> Iterator[tuple[int, object]]:
     """Yield the number of each JSON line and its text; blank lines are skipped.
 
     Raises:
-        UserError: a line is not UTF-8, not a JSON object, has no `text_column`, or over 64 million
-            bytes.
+        UserError: a line is not UTF-8, is not a JSON object, has no `text_column`, or has over
+            64 million bytes.
     """
     with opened(path, advance) as stream:
         lines = iter(lambda: stream.readline(MAX_STORY_CHARACTERS), b"")
         for number, line in enumerate(lines, start=1):
             where = f"{path}, line {number}"
             if len(line) == MAX_STORY_CHARACTERS:
-                raise UserError(f"{where} is too long; give each story a line of its own")
+                raise UserError(f"{where} is too long; put each story on its own line")
             if not line.removeprefix(codecs.BOM_UTF8).strip():
                 continue
             try:
                 record = json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
                 require_no_nul(where, b"\0" in line)
-                raise UserError(f"{where} is not JSON in UTF-8: {error}") from None
+                raise UserError(f"{where} is not UTF-8 JSON: {error}") from None
             yield number, text_at(where, record, text_column)
 
 
 def read_json(
-    path: Path | HubFile, text_column: str, advance: ReportProgress = ignore
+    path: Path | HubFile, text_column: str, advance: ReportProgress = ignore_progress
 ) -> Iterator[tuple[int, object]]:
-    """Yield the number of each object and its text: those of a list, or one after the other.
+    """Yield the number of each JSON object and its text; a list, or objects one after another.
 
     Raises:
-        UserError: what is there is not UTF-8, not JSON, no object, has no `text_column`, or over 64
-            million characters.
+        UserError: the file is not UTF-8 or not JSON, or a record is not an object, has no
+            `text_column`, or has over 64 million characters.
     """
     with naming_bad_bytes(path), opened(path, advance) as binary:
         stream = io.TextIOWrapper(binary, encoding="utf-8", newline="")
@@ -173,7 +173,7 @@ def read_json(
 
 
 def _json_values(path: Path | HubFile, stream: io.TextIOWrapper) -> Iterator[object]:
-    """Yield the values of a JSON list, or values that follow one another."""
+    """Yield the values of a JSON list, or values one after another."""
     decode = json.JSONDecoder().raw_decode
     text = stream.read(READ_BLOCK_BYTES).removeprefix("\ufeff")
     while _after_space(text, 0) == len(text) and (block := stream.read(READ_BLOCK_BYTES)):
@@ -184,7 +184,7 @@ def _json_values(path: Path | HubFile, stream: io.TextIOWrapper) -> Iterator[obj
     for number in itertools.count(1):
         comma, size = in_list and number > 1, READ_BLOCK_BYTES
         while True:
-            here, why = _after_space(text, at), "it ends too early"
+            here, why = _after_space(text, at), "the file ends too early"
             if here == len(text) and at_end and not in_list:
                 return
             if in_list and text.startswith("]", here):
@@ -208,7 +208,7 @@ def _json_values(path: Path | HubFile, stream: io.TextIOWrapper) -> Iterator[obj
 
 
 def _after_space(text: str, at: int) -> int:
-    """Return where the white space of JSON at a place ends."""
+    """Return the position after the JSON white space at `at`."""
     found = _JSON_SPACE.match(text, at)
     return found.end() if found else at
 
@@ -218,17 +218,17 @@ def _require_end(path: Path | HubFile, stream: io.TextIOWrapper, rest: str) -> N
         rest = stream.read(READ_BLOCK_BYTES)
         if not rest:
             return
-    raise UserError(f"{path} is not JSON: more text follows its list")
+    raise UserError(f"{path} is not JSON: there is text after its list")
 
 
 def read_csv(
-    path: Path | HubFile, text_column: str, advance: ReportProgress = ignore
+    path: Path | HubFile, text_column: str, advance: ReportProgress = ignore_progress
 ) -> Iterator[tuple[int, object]]:
     """Yield the text of each row below the header, with the number of the line where it ends.
 
     Raises:
-        UserError: a row is not UTF-8, not CSV, has other columns than the header, or a text of over
-            131,072 characters.
+        UserError: a row is not UTF-8 or not CSV, does not have the columns of the header, or has a
+            text of over 131,072 characters.
     """
     with naming_bad_bytes(path), opened(path, advance) as binary:
         stream = io.TextIOWrapper(binary, encoding="utf-8", newline="")
@@ -241,11 +241,11 @@ def read_csv(
                     header = row
                     require_column(where, text_column, header)
                     if header.count(text_column) > 1:
-                        raise UserError(f"{where} names the column {text_column!r} twice")
+                        raise UserError(f"{where} has the column {text_column!r} twice; rename one")
                 elif row:
                     if len(row) != len(header):
                         raise UserError(
-                            f"{where} has {len(row)} columns, but its header {len(header)}"
+                            f"{where} has {len(row)} columns, but the header has {len(header)}"
                         )
                     yield reader.line_num, row[header.index(text_column)]
         except csv.Error as error:
@@ -253,11 +253,11 @@ def read_csv(
 
 
 def _lines(path: Path | HubFile, stream: io.TextIOWrapper) -> Iterator[str]:
-    """Yield the lines of a text, with their ends."""
+    """Yield the lines of a text, including their line ends."""
     mark = "\ufeff"
     while line := stream.readline(MAX_STORY_CHARACTERS):
         require_no_nul(str(path), "\0" in line)
         if len(line) == MAX_STORY_CHARACTERS:
-            raise UserError(f"{path} has a line that is too long; is it CSV?")
+            raise UserError(f"{path} has a line that is too long; check that it is CSV")
         yield line.removeprefix(mark)
         mark = ""
