@@ -149,7 +149,7 @@ def test_a_cache_of_the_hub_that_cannot_be_used_is_named(
     else:
         cache.chmod(0o555)
     try:
-        with pytest.raises(UserError, match=rf"^HF_HOME: cannot keep .* in {cache}: {refused}; "):
+        with pytest.raises(UserError, match=rf"^HF_HOME: cannot store .* in {cache}: {refused}; "):
             download_files("some/stories", "dataset", None, ["a.txt"])
     finally:
         cache.chmod(0o755)

@@ -17,14 +17,14 @@ def run(parse: Parse, *flags: str) -> tuple[list[str], CleaningCounts]:
     return list(clean(STORIES, parse(*flags).data, counts)), counts
 
 
-def test_nothing_is_cleaned_unless_asked_for(tiny_arguments: Parse) -> None:
+def test_nothing_is_cleaned_by_default(tiny_arguments: Parse) -> None:
     kept, counts = run(tiny_arguments)
     assert kept == STORIES
     assert (counts.stories_read, counts.stories_kept, counts.empty_stories) == (7, 7, 2)
     assert not counts.digests
 
 
-def test_stories_in_are_stories_out_plus_what_is_counted_as_dropped(tiny_arguments: Parse) -> None:
+def test_stories_read_are_stories_kept_plus_stories_dropped(tiny_arguments: Parse) -> None:
     kept, counts = run(tiny_arguments, "--drop_empty", "--drop_duplicates", "--repair_mojibake")
     assert kept == ["A cat.", "A dog.", "“Hi,” said Tim."]
     dropped = counts.dropped_empty + counts.dropped_duplicates + counts.dropped_overlap
@@ -33,7 +33,7 @@ def test_stories_in_are_stories_out_plus_what_is_counted_as_dropped(tiny_argumen
     assert counts.mojibake_repaired == 2
 
 
-def test_validation_stories_that_stand_in_training_are_left_out(tiny_arguments: Parse) -> None:
+def test_validation_stories_that_occur_in_training_are_dropped(tiny_arguments: Parse) -> None:
     data = tiny_arguments("--drop_validation_overlap").data
     train, validation = CleaningCounts(), CleaningCounts()
     list(clean(["A cat.", "A dog."], data, train))
@@ -51,7 +51,7 @@ def test_validation_stories_that_stand_in_training_are_left_out(tiny_arguments: 
         "",
     ],
 )
-def test_what_was_double_encoded_is_restored_and_sound_text_is_left_alone(text: str) -> None:
+def test_mojibake_is_repaired_and_other_text_is_unchanged(text: str) -> None:
     assert repair_mojibake(text) == (text, 0)
     as_bytes = "".join(
         bytes([byte]).decode("cp1252", errors="replace").replace("�", chr(byte))
@@ -61,7 +61,7 @@ def test_what_was_double_encoded_is_restored_and_sound_text_is_left_alone(text: 
     assert repair_mojibake(damaged)[0] == text
 
 
-def test_a_closing_quote_that_lost_its_last_byte_is_restored_and_no_dagger_made() -> None:
+def test_a_closing_quote_without_its_last_byte_is_repaired() -> None:
     assert repair_mojibake("â€œRun!â€ he said.â€\n") == ("“Run!” he said.”\n", 3)
     assert repair_mojibake("â€\u00a0he")[0] == "”\u00a0he"
 

@@ -60,7 +60,7 @@ def test_text_files_are_split_at_the_separator(
     assert list(read_text(path)) == stories
 
 
-def test_a_text_that_never_ends_is_refused_before_it_fills_the_memory(
+def test_a_long_text_without_separators_is_refused_early(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_files, "MAX_STORY_CHARACTERS", 1000)
@@ -71,7 +71,7 @@ def test_a_text_that_never_ends_is_refused_before_it_fills_the_memory(
         list(read_text(path))
 
 
-def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:
+def test_an_error_names_the_first_byte_that_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "s.txt"
     path.write_bytes("Zoé\n".encode() * 5 + b"Zo\xe9 ran.\n")
     with pytest.raises(UserError, match=r"s\.txt is not UTF-8 .*byte 27"):
@@ -84,7 +84,7 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:
         list(read_text(path))
 
 
-def test_a_parquet_file_that_lost_rows_is_refused(tmp_path: Path) -> None:
+def test_a_parquet_file_with_missing_rows_is_refused(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     pq.write_table(pa.table({"text": [f"story {n}" for n in range(40)]}), buffer, row_group_size=9)
     content, refused = buffer.getvalue(), 0
@@ -98,7 +98,7 @@ def test_a_parquet_file_that_lost_rows_is_refused(tmp_path: Path) -> None:
     assert refused, "Arrow itself gives 31 stories and no error"
 
 
-def test_a_line_that_never_ends_is_refused_before_it_fills_the_memory(
+def test_a_line_that_is_too_long_is_refused_early(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_files, "MAX_STORY_CHARACTERS", 1000)
@@ -118,13 +118,11 @@ def test_a_million_separators_are_a_million_stories(tmp_path: Path) -> None:
     assert [len(story) for story in read_text(path)] == [20_000_000]
 
 
-def test_what_cannot_be_read_is_an_error_that_names_it(
-    tiny_arguments: Parse, tmp_path: Path
-) -> None:
+def test_an_error_names_the_unreadable_file(tiny_arguments: Parse, tmp_path: Path) -> None:
     (tmp_path / "train.txt").mkdir()
     (tmp_path / "ring.txt").symlink_to("ring.txt")
     (tmp_path / "broken.jsonl").symlink_to("nowhere")
-    (tmp_path / "memory.txt").symlink_to("/proc/self/mem")  # a file that no one may read from 0
+    (tmp_path / "memory.txt").symlink_to("/proc/self/mem")  # a file without read permission from 0
     os.mkfifo(tmp_path / "pipe.txt")
     places = [tmp_path, *(tmp_path / f"{name}.txt" for name in ("ring", "memory", "pipe"))]
     places += [tmp_path / "broken.jsonl", Path("~no-such-user/s.txt"), tmp_path / ("x" * 300)]
@@ -133,9 +131,7 @@ def test_what_cannot_be_read_is_an_error_that_names_it(
             open_corpus(tiny_arguments("--dataset", str(place)).data)
 
 
-def test_a_file_that_vanishes_before_it_is_read_is_an_error_that_names_it(
-    tiny_arguments: Parse, tmp_path: Path
-) -> None:
+def test_an_error_names_a_file_that_was_deleted(tiny_arguments: Parse, tmp_path: Path) -> None:
     for suffix in SUFFIXES:
         path = tmp_path / f"s{suffix}"
         path.write_bytes(b"")
@@ -146,7 +142,7 @@ def test_a_file_that_vanishes_before_it_is_read_is_an_error_that_names_it(
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
-def test_every_kind_of_file_gives_the_same_stories(
+def test_every_file_format_gives_the_same_stories(
     tiny_arguments: Parse, tmp_path: Path, suffix: str
 ) -> None:
     stories = ["One.\n\nMore.", "Two “quoted”.", ""]
@@ -171,16 +167,24 @@ def test_every_kind_of_file_gives_the_same_stories(
         ("s.jsonl", b'{"text": "a"}\nnot json\n', "line 2 is not JSON"),
         ("s.jsonl", b"[1]\n", "line 1 is not a JSON object"),
         ("s.jsonl", b'{"text": "\xe9"}\n', "line 1 is not JSON in UTF-8"),
-        ("s.jsonl", b'\n{"text": null}\n', "line 2 holds None"),
-        ("s.jsonl", b'{"text": "\\ud83d."}\n', r"line 1 holds '\\ud83d' at character 0"),
+        ("s.jsonl", b'\n{"text": null}\n', "line 2 is null"),
+        (
+            "s.jsonl",
+            b'{"text": "\\ud83d."}\n',
+            r"line 1 has the unpaired surrogate '\\ud83d' at character 0",
+        ),
         ("s.jsonl", b'{"text": ' + b"[" * 100_000, "line 1 is not JSON in UTF-8"),
         ("s.parquet", b"PAR? no", "is not a Parquet file"),
-        ("s.parquet", parquet(["a", None]), "record 2 holds None"),
-        ("s.parquet", parquet(["Lily ran."]).replace(b"Lily", b"L\xff\xfey"), "is not.*or damaged"),
-        ("s.parquet", b"PAR1" + b"\xff" * 8 + parquet(["a"])[12:], "or damaged"),
+        ("s.parquet", parquet(["a", None]), "record 2 is null"),
+        (
+            "s.parquet",
+            parquet(["Lily ran."]).replace(b"Lily", b"L\xff\xfey"),
+            "is not.*or is damaged",
+        ),
+        ("s.parquet", b"PAR1" + b"\xff" * 8 + parquet(["a"])[12:], "or is damaged"),
     ],
 )
-def test_a_broken_record_is_an_error_that_names_file_and_place(
+def test_an_error_names_the_file_and_place_of_a_broken_record(
     tiny_arguments: Parse, tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     path = tmp_path / name
@@ -190,7 +194,9 @@ def test_a_broken_record_is_an_error_that_names_file_and_place(
         list(found.train.read())
 
 
-def test_a_folder_tells_its_files_apart_by_name(tiny_arguments: Parse, tmp_path: Path) -> None:
+def test_the_files_of_a_folder_are_assigned_to_splits_by_name(
+    tiny_arguments: Parse, tmp_path: Path
+) -> None:
     folder = tmp_path / "corpus"
     folder.mkdir()
     (folder / "TinyStories-train.txt").write_text("A\n<|endoftext|>\n")
@@ -201,12 +207,10 @@ def test_a_folder_tells_its_files_apart_by_name(tiny_arguments: Parse, tmp_path:
     assert (list(found.train.read()), list(found.validation.read())) == (["A"], ["B"])
 
 
-def test_a_folder_that_leaves_the_choice_open_asks_for_it(
-    tiny_arguments: Parse, tmp_path: Path
-) -> None:
+def test_an_ambiguous_folder_is_refused(tiny_arguments: Parse, tmp_path: Path) -> None:
     (tmp_path / "TinyStories-train.txt").write_text("A")
     (tmp_path / "TinyStoriesV2-GPT4-train.txt").write_text("B")
-    with pytest.raises(UserError, match="choose with train_file"):
+    with pytest.raises(UserError, match="set train_file to a name"):
         open_corpus(tiny_arguments("--dataset", str(tmp_path)).data)
     flags = ("--dataset", str(tmp_path), "--train_file", "TinyStoriesV2-GPT4-train.txt")
     chosen = open_corpus(tiny_arguments(*flags, "--validation_file", "TinyStories-train.txt").data)
@@ -226,10 +230,10 @@ def test_the_shards_of_one_file_are_read_in_order(tiny_arguments: Parse, tmp_pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--dataset", "nowhere.txt"), "nowhere.txt is not there"),
-        (("--dataset", "./nowhere"), "./nowhere is not there"),
-        (("--dataset", "a/b/c"), "a/b/c is not there"),
-        (("--dataset", "nowhere"), "nowhere is not there"),
+        (("--dataset", "nowhere.txt"), "nowhere.txt does not exist"),
+        (("--dataset", "./nowhere"), "./nowhere does not exist"),
+        (("--dataset", "a/b/c"), "a/b/c does not exist"),
+        (("--dataset", "nowhere"), "nowhere does not exist"),
     ],
 )
 def test_a_dataset_that_does_not_exist_is_an_error(
@@ -285,7 +289,7 @@ with report_user_errors():
         (("--train_split", "nosuch"), "cannot read split nosuch", ""),
         (("--text_column", "story"), "no column 'story'", ""),
         (("--dataset_revision", "v9"), "no revision 'v9'", ""),
-        (("--dataset", "no/such"), "not on http", ""),
+        (("--dataset", "no/such"), "a repository on http", ""),
         (("--train_file", "nope.txt"), "no file nope.txt", ""),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

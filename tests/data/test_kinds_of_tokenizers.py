@@ -1,4 +1,4 @@
-"""Any fast tokenizer can be used, from the rows to the stories and the card."""
+"""Any fast tokenizer works, from the rows to the generated stories and the card."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROMPT = "Once upon a time there was"
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_rows_hold_the_tokens_of_each_story_and_its_end(
+def test_rows_are_the_tokens_of_each_story_and_an_eos(
     make: Make, tiny_arguments: Parse, tmp_path: Path
 ) -> None:
     tokenizer = make()
@@ -46,7 +46,7 @@ def test_rows_hold_the_tokens_of_each_story_and_its_end(
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_a_saved_tokenizer_reads_a_prompt_as_training_read_the_stories(
+def test_a_saved_tokenizer_encodes_prompts_like_training_stories(
     make: Make, tiny_arguments: Parse, tmp_path: Path
 ) -> None:
     plain = make()(PROMPT, add_special_tokens=False).input_ids
@@ -59,7 +59,7 @@ def test_a_saved_tokenizer_reads_a_prompt_as_training_read_the_stories(
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_a_completion_keeps_the_space_that_it_begins_with(make: Make) -> None:
+def test_a_completion_keeps_its_leading_space(make: Make) -> None:
     tokenizer = make()
     given = encode_prompt(tokenizer, PROMPT)
     assert given[-1] != tokenizer.eos_token_id
@@ -84,7 +84,7 @@ def test_a_completion_keeps_the_space_that_it_begins_with(make: Make) -> None:
     assert decode_after(tokenizer, ids[:cut], ids[cut:]) == " a girl"
 
 
-def test_a_run_with_another_kind_and_another_end_is_complete(tmp_path: Path) -> None:
+def test_a_run_with_another_kind_of_tokenizer_and_eos_token_is_complete(tmp_path: Path) -> None:
     flags = saved(unigram(), tmp_path / "tok")
     train_forked(tmp_path, *flags, "--max_steps", "4")
     run = tmp_path / "run"
@@ -104,13 +104,13 @@ def test_a_run_with_another_kind_and_another_end_is_complete(tmp_path: Path) -> 
     train_forked(tmp_path, *flags, "--max_steps", "4", "--resume_from_checkpoint", "auto")
 
 
-def test_a_checkpoint_of_the_usual_tokenizer_states_what_it_always_did(trained_run: Path) -> None:
-    """What is added there has runs of earlier versions refused when they are resumed."""
+def test_the_settings_recorded_for_a_gpt2_tokenizer_are_unchanged(trained_run: Path) -> None:
+    """An additional setting would make runs of earlier versions impossible to resume."""
     seal = json.loads((trained_run / "checkpoint-20/checkpoint.json").read_text(encoding="utf-8"))
     assert seal["trajectory"]["tokenizer"].keys() == {"vocab_sha256", "merges_sha256"}
 
 
-def test_a_tokenizer_is_trained_with_the_end_that_is_named(tmp_path: Path) -> None:
+def test_a_tokenizer_is_trained_with_the_given_eos_token(tmp_path: Path) -> None:
     train_tokenizer(toy_stories(100), 300, 64, "</s>").save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert (tokenizer.eos_token, tokenizer.eos_token_id, len(tokenizer)) == ("</s>", 0, 300)
@@ -118,20 +118,23 @@ def test_a_tokenizer_is_trained_with_the_end_that_is_named(tmp_path: Path) -> No
     assert "<|endoftext|>" not in tokenizer.get_vocab()
 
 
-def test_a_tokenizer_that_cannot_be_used_is_refused_with_the_setting_that_mends_it(
+def test_an_unusable_tokenizer_is_refused_with_the_setting_to_change(
     tiny_arguments: Parse, tmp_path: Path
 ) -> None:
     size = str(len(word_piece()))
     word_piece().save_pretrained(tmp_path / "tok")
     flags = ("--tokenizer", str(tmp_path / "tok"), "--vocab_size", size)
     data = tiny_arguments(*flags).data
-    with pytest.raises(UserError, match=r"no special token <\|endoftext\|>; its own is \[SEP\]"):
+    with pytest.raises(
+        UserError,
+        match=r"no special token <\|endoftext\|>; set eos_token to its own EOS token, \[SEP\]",
+    ):
         load_tokenizer(data, int(size))
     pinned = (*flags, "--eos_token", "[SEP]", "--tokenizer_merges_sha256", "0" * 64)
-    with pytest.raises(UserError, match=r"the merges of .* is not there, but"):
+    with pytest.raises(UserError, match=r"the merges of .* does not exist, but"):
         load_tokenizer(tiny_arguments(*pinned).data, int(size))
-    for word in ("the", "<end>"):  # a word of stories would end them all
-        with pytest.raises(UserError, match=f"no special token {word}; its own is"):
+    for word in ("the", "<end>"):  # a word of the stories as EOS would end them
+        with pytest.raises(UserError, match=f"no special token {word}; set eos_token to"):
             load_tokenizer(tiny_arguments(*flags, "--eos_token", word).data, int(size))
     with pytest.raises(UserError, match="eos_token must not be empty"):
         tiny_arguments("--eos_token", "")
@@ -142,12 +145,10 @@ def test_a_tokenizer_that_cannot_be_used_is_refused_with_the_setting_that_mends_
         load_tokenizer(data, 3)
 
 
-def test_a_word_that_a_tokenizer_has_no_token_for_is_named_as_the_cause(
-    tiny_arguments: Parse, tmp_path: Path
-) -> None:
+def test_a_word_without_a_token_is_reported(tiny_arguments: Parse, tmp_path: Path) -> None:
     backend = Tokenizer(models.WordLevel({"<|endoftext|>": 0, "Once": 1}))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
     arguments = tiny_arguments(*saved(tokenizer, tmp_path / "tok"))
-    with pytest.raises(UserError, match=r"cannot encode all of the text .*; give it an unk_token"):
+    with pytest.raises(UserError, match=r"cannot encode all of the text .*; add an unk_token"):
         prepare(arguments.data, 2, quiet=True)

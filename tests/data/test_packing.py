@@ -14,7 +14,7 @@ from tinystories_hf.data.toy import toy_stories
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_tokens_are_conserved_and_the_file_the_same_however_the_stream_arrives(
+def test_no_token_is_lost_and_the_file_does_not_depend_on_the_chunks_written(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw = random.Random(seed)
@@ -39,15 +39,13 @@ def test_tokens_are_conserved_and_the_file_the_same_however_the_stream_arrives(
     assert files[0] == files[1] == files[2]
 
 
-def test_ids_take_two_bytes_where_the_vocabulary_allows_it() -> None:
+def test_ids_are_uint16_if_the_vocabulary_fits() -> None:
     assert row_dtype(50_257).itemsize == 2
     assert row_dtype(2**16).itemsize == 2
     assert row_dtype(2**16 + 1).itemsize == 4
 
 
-def test_rows_for_training_are_the_rows_on_disk_without_a_copy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_rows_are_memory_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RowWriter, "TOKENS_PER_BLOCK", 60)
     stream = np.random.default_rng(0).integers(0, 60_000, 1_234)
     with RowWriter(tmp_path / "rows.arrow", 10, 60_000) as writer:
@@ -66,7 +64,7 @@ def test_rows_for_training_are_the_rows_on_disk_without_a_copy(
         rows[123]
 
 
-def test_tokenizing_ends_each_story_and_packing_adds_nothing(tmp_path: Path) -> None:
+def test_each_story_ends_with_one_eos(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(toy_stories(50), 300, 64)
     stream = WordTokenizer(tokenizer)(["A cat.", "", "A dog."])
     assert np.count_nonzero(stream == tokenizer.eos_token_id) == 3

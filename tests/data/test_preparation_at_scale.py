@@ -1,4 +1,4 @@
-"""A gigabyte of text, measured; minutes long, so only on request: `python -m pytest -m slow -s`."""
+"""Measure a gigabyte of text; it takes minutes: `python -m pytest -m slow -s`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = ("Lily", "Tom", "Mia", "Ben", "Sara", "Max", "Anna", "Tim", "Sue", "Jack
 
 
 def write_a_gigabyte(source: Path, path: Path) -> None:
-    """Repeat the real stories in another order each time, names exchanged and a number added."""
+    """Repeat the real stories in a new order each time, with other names and a number added."""
     stories = [
         part.strip("\n") for part in source.read_text(encoding="utf-8").split("<|endoftext|>")
     ]
@@ -34,7 +34,7 @@ def write_a_gigabyte(source: Path, path: Path) -> None:
 
 
 def run_measured(command: list[str], folder: Path) -> tuple[float, int]:
-    """Return the seconds and the largest memory in bytes of a process and all its children."""
+    """Return the seconds and the peak memory in bytes of a process and all its children."""
     start, peak = time.perf_counter(), 0
     process = subprocess.Popen(
         command, env={**environment(folder / "home"), "OMP_NUM_THREADS": "2"}, cwd=folder
@@ -52,9 +52,7 @@ def run_measured(command: list[str], folder: Path) -> tuple[float, int]:
 
 
 @pytest.mark.slow
-def test_a_gigabyte_is_prepared_fast_in_little_memory_and_once(
-    shared: Path, tmp_path: Path
-) -> None:
+def test_a_gigabyte_is_prepared_fast_in_little_memory(shared: Path, tmp_path: Path) -> None:
     write_a_gigabyte(shared / "data/tinystories/TinyStories-train.txt", tmp_path / "gb.txt")
     tokenizer = str(shared / "data/gpt-neo-tokenizer")
     command = [sys.executable, str(ROOT / "scripts/prepare_data.py"), "--dataset", "gb.txt"]
@@ -101,7 +99,7 @@ else:
 
 
 @pytest.mark.slow
-def test_a_gigabyte_is_indexed_and_asked_in_minutes(shared: Path, tmp_path: Path) -> None:
+def test_a_gigabyte_is_indexed_and_searched_in_minutes(shared: Path, tmp_path: Path) -> None:
     write_a_gigabyte(shared / "data/tinystories/TinyStories-train.txt", tmp_path / "gb.txt")
     (tmp_path / "ask.py").write_text(ASK)
     command = ["env", f"PYTHONPATH={ROOT}", sys.executable, "ask.py"]

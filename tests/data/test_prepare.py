@@ -38,7 +38,7 @@ def everything_below(folder: Path) -> set[Path]:
 
 
 def naive_stream(prepared: PreparedData, stories: list[str]) -> list[int]:
-    """Tokenize one story after the other with the slow, ordinary call."""
+    """Tokenize one story after another with the tokenizer itself."""
     ids: list[int] = []
     for story in stories:
         ids += prepared.tokenizer(story, add_special_tokens=False).input_ids
@@ -80,7 +80,7 @@ def test_rows_do_not_depend_on_batches_or_threads(
     assert found[0] == found[1] == found[2]
 
 
-def test_a_second_run_is_served_from_the_cache(
+def test_a_second_run_uses_the_cache(
     tiny_arguments: Parse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = prepare_with(tiny_arguments)
@@ -95,7 +95,7 @@ def test_a_second_run_is_served_from_the_cache(
     assert second.rows("train")["input_ids"] == first.rows("train")["input_ids"]
 
 
-def test_all_that_changes_the_rows_changes_the_fingerprint(
+def test_every_setting_that_changes_rows_changes_the_fingerprint(
     tiny_arguments: Parse, tmp_path: Path
 ) -> None:
     text = tmp_path / "stories.txt"
@@ -136,7 +136,7 @@ def test_a_failure_leaves_nothing_behind(
     assert everything_below(tmp_path) == before
 
 
-def test_two_that_prepare_at_once_end_with_the_same_folder(
+def test_two_processes_that_prepare_at_once_share_one_folder(
     tiny_arguments: Parse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = data_module._write
@@ -155,7 +155,7 @@ def test_two_that_prepare_at_once_end_with_the_same_folder(
     assert [path.name for path in first.path.parent.iterdir()] == [first.path.name]
 
 
-def test_what_a_killed_preparation_left_behind_goes_with_the_next(tiny_arguments: Parse) -> None:
+def test_the_next_preparation_removes_what_a_killed_one_left(tiny_arguments: Parse) -> None:
     folder = prepare_with(tiny_arguments).path
     left = folder.with_name(f".{folder.name}.unfinished")
     folder.rename(left)
@@ -164,25 +164,25 @@ def test_what_a_killed_preparation_left_behind_goes_with_the_next(tiny_arguments
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_a_damaged_folder_is_an_error_that_says_what_to_remove(tiny_arguments: Parse) -> None:
+def test_the_error_for_a_damaged_folder_says_what_to_remove(tiny_arguments: Parse) -> None:
     prepared = prepare_with(tiny_arguments)
     with (prepared.path / "train.arrow").open("r+b") as stream:
         stream.truncate(1000)
     with pytest.raises(UserError, match=r"train\.arrow is damaged; remove"):
         prepare_with(tiny_arguments)
     (prepared.path / "manifest.json").write_text("{}")
-    with pytest.raises(UserError, match="is not a prepared folder"):
+    with pytest.raises(UserError, match="is not a complete prepared folder"):
         load_prepared(prepared.path)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "has no stories for train"),
+        ("", "has no train stories"),
         ("Hi.\n<|endoftext|>\n", "fewer than one row of context_length 64"),
     ],
 )
-def test_too_little_text_is_an_error_and_leaves_nothing(
+def test_too_little_text_is_an_error_and_leaves_no_folder(
     tiny_arguments: Parse, tmp_path: Path, text: str, message: str
 ) -> None:
     path = tmp_path / "s.txt"
@@ -203,12 +203,14 @@ def test_a_dataset_of_any_name_has_a_prepared_folder(tiny_arguments: Parse, tmp_
 
 
 @pytest.mark.parametrize("place", ["/dev/null/here", "x" * 300, "~no-such-user/here"])
-def test_a_place_that_cannot_be_written_is_an_error(tiny_arguments: Parse, place: str) -> None:
+def test_a_prepared_dir_that_cannot_be_written_is_an_error(
+    tiny_arguments: Parse, place: str
+) -> None:
     with pytest.raises(UserError, match=f"prepared_dir: .*{place}"):
         prepare_with(tiny_arguments, "--prepared_dir", place)
 
 
-def test_the_manifest_is_json_with_every_count(tiny_arguments: Parse) -> None:
+def test_the_manifest_is_json_with_all_counts(tiny_arguments: Parse) -> None:
     prepared = prepare_with(tiny_arguments)
     manifest = json.loads((prepared.path / "manifest.json").read_text())
     toy = manifest["train"]["source"]["toy"]
@@ -227,7 +229,7 @@ def real_text(shared: Path) -> tuple[str, ...]:
     )
 
 
-def test_the_real_sample_is_conserved_token_by_token(tiny_arguments: Parse, shared: Path) -> None:
+def test_no_token_of_the_real_sample_is_lost(tiny_arguments: Parse, shared: Path) -> None:
     prepared = prepare_with(tiny_arguments, *real_text(shared))
     train, validation = prepared.manifest.split("train"), prepared.manifest.validation
     # 2,712,592 and 82,100 tokens without the separators, one of which follows each story.

@@ -1,4 +1,4 @@
-"""A split divided in two by a hash of each story, and the progress of reading one."""
+"""Holding out stories by their hash, and progress bars."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def texts(split: Split) -> list[str]:
     return [story for story in split.read() if story is not None]
 
 
-def test_held_out_stories_are_a_seeded_share_and_copies_stay_together() -> None:
+def test_held_out_stories_are_a_seeded_share_and_copies_are_in_one_split() -> None:
     stories = [f"story {number % 4000}" for number in range(5000)]
     whole = split_of(stories)
     parts = hold_out(whole, 0.1, seed=1)
@@ -58,7 +58,7 @@ def parts_of(stories: list[str], share: float, seed: int) -> Corpus:
     seed=st.integers(-5, 5),
     data=st.data(),
 )
-def test_where_two_stories_differ_one_is_held_out_and_one_is_kept_whatever_their_order(
+def test_two_different_stories_give_two_splits_in_any_order(
     folder: Path, stories: list[str], share: float, seed: int, data: Any
 ) -> None:
     parts = parts_of(stories, share, seed)
@@ -72,7 +72,7 @@ def test_where_two_stories_differ_one_is_held_out_and_one_is_kept_whatever_their
     assert sorted(texts(moved.validation)) == sorted(validation)
 
 
-def test_of_few_stories_the_one_of_the_smallest_hash_is_held_out() -> None:
+def test_of_few_stories_the_one_with_the_smallest_hash_is_held_out() -> None:
     stories = list(toy_stories(400))
     order = [texts(parts_of(stories, share / 400, 3).validation) for share in range(1, 60)]
     first = next(held for held in order if len(held) == 1)
@@ -81,7 +81,7 @@ def test_of_few_stories_the_one_of_the_smallest_hash_is_held_out() -> None:
         assert texts(parts_of([*others, *first], 1e-6, 3).validation) == first
 
 
-def test_whether_any_is_held_out_is_known_after_the_first_of_each_side() -> None:
+def test_reading_stops_once_both_splits_have_a_story() -> None:
     given = itertools.count()
     many = Split({}, lambda _: (f"story {next(given)}" for _ in range(1_000_000)))
     parts = hold_out(many, 0.05, 0)
@@ -91,7 +91,7 @@ def test_whether_any_is_held_out_is_known_after_the_first_of_each_side() -> None
 
 @pytest.mark.parametrize("streaming", [(), ("--streaming",)])
 @pytest.mark.parametrize("count", [8, 12, 20])
-def test_a_text_of_few_stories_has_validation(
+def test_a_text_of_few_stories_has_a_validation_split(
     tiny_arguments: Parse, tmp_path: Path, count: int, streaming: tuple[str, ...]
 ) -> None:
     path = tmp_path / "s.txt"
@@ -104,14 +104,16 @@ def test_a_text_of_few_stories_has_validation(
     if not streaming:
         assert prepared.manifest.split("train").stories_kept < count
     path.write_bytes(written(".txt", ["The same story."] * 9))
-    with pytest.raises(UserError, match=r"for validation.*validation_share.*separator.*_file"):
+    with pytest.raises(
+        UserError, match=r"no validation stories.*validation_share.*separator.*_file"
+    ):
         prepare(arguments.data, arguments.model.vocab_size, quiet=True)
 
 
 @pytest.mark.parametrize(
     "kind", [*SUFFIXES, ".txt.gz", ".jsonl.zst", ".csv.bz2", "saved", "toy", "empty.txt"]
 )
-def test_every_progress_bar_ends_at_its_end(
+def test_every_progress_bar_reaches_its_total(
     tiny_arguments: Parse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     bars = Bars()

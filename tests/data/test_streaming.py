@@ -1,4 +1,4 @@
-"""Rows that are made while a run trains on them: which, in which order, and where they go on."""
+"""Streamed rows: their content, their order, and where a resumed run continues."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ AUTO = ("--resume_from_checkpoint", "auto")
 
 @pytest.fixture(scope="session")
 def tokenizer(trained_run: Path) -> str:
-    """Return a tokenizer that is made already, as streaming needs."""
+    """Return the folder of a trained tokenizer, which streaming needs."""
     return str(trained_run)
 
 
 @pytest.fixture
 def streaming(tiny_arguments: Parse, tokenizer: str) -> Parse:
-    """Return a function that parses the tiny configuration, streamed."""
+    """Return a function that parses the tiny configuration with streaming."""
 
     def parse(*flags: str) -> Arguments:
         return tiny_arguments("--streaming", "--tokenizer", tokenizer, *flags)
@@ -58,7 +58,7 @@ def streaming(tiny_arguments: Parse, tokenizer: str) -> Parse:
 def stream_of(
     arguments: Arguments, read: Callable[[], Iterator[str]] | None = None
 ) -> StreamedRows:
-    """Return the rows of the corpus, or of other stories."""
+    """Return the streamed rows of the corpus, or of the given stories."""
     prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
     if read is not None:
         prepared = replace(prepared, stream=Split({}, lambda _: read()))
@@ -77,7 +77,7 @@ def taken(rows: Iterator[np.ndarray[Any, Any]], count: int) -> list[tuple[int, .
     return [tuple(row.tolist()) for row in itertools.islice(rows, count)]
 
 
-def test_a_pass_is_each_row_of_the_preparation_once_and_the_next_another_order(
+def test_a_pass_has_each_prepared_row_once_and_each_pass_another_order(
     streaming: Parse,
 ) -> None:
     arguments = streaming("--shuffle_buffer", "50", "--drop_empty", "--repair_mojibake")
@@ -99,7 +99,7 @@ def test_a_pass_is_each_row_of_the_preparation_once_and_the_next_another_order(
     assert taken(iter(stream_of(other)), len(wanted)) != first
 
 
-def test_a_row_comes_at_the_earliest_a_buffer_before_its_place() -> None:
+def test_a_row_is_yielded_at_most_a_buffer_early() -> None:
     rows = [np.array([number]) for number in range(1000)]
     drawn = [int(row[0]) for row in shuffled(rows, 100, np.random.default_rng(0))]
     assert sorted(drawn) == list(range(1000))
@@ -109,10 +109,10 @@ def test_a_row_comes_at_the_earliest_a_buffer_before_its_place() -> None:
     assert max(number - place for place, number in enumerate(whole)) > 900, "all of it is mixed"
 
 
-def test_a_resumed_run_is_the_undisturbed_one_in_the_first_pass_and_in_the_second(
+def test_a_resumed_run_equals_an_uninterrupted_one_in_every_pass(
     streaming: Parse, tmp_path: Path
 ) -> None:
-    # 8 rows in a step: step 3 lies in the first pass, step 9 in the second or after it.
+    # 8 rows per step: step 3 is in the first pass, step 9 in the second or a later one.
     small = ("--toy_stories", "16", "--shuffle_buffer", "10", "--logging_steps", "3", *DROPOUT,
              "--per_device_train_batch_size", "4")  # fmt: skip
     whole = train_here(streaming(*small, "--output_dir", str(tmp_path / "whole")))
@@ -135,8 +135,8 @@ def test_a_resumed_run_is_the_undisturbed_one_in_the_first_pass_and_in_the_secon
     assert log_of(other) != log_of(whole), "the comparison can fail"
 
 
-def test_two_processes_train_on_a_stream_as_one(tmp_path: Path, tokenizer: str) -> None:
-    # Two passes and a half, in two steps of accumulation.
+def test_two_processes_train_on_the_same_stream_as_one(tmp_path: Path, tokenizer: str) -> None:
+    # Two and a half passes, with two accumulation steps.
     flags = ("--streaming", "--tokenizer", tokenizer, "--toy_stories", "24", "--shuffle_buffer",
              "20", "--per_device_train_batch_size", "2")  # fmt: skip
     found = []
@@ -170,14 +170,14 @@ def test_two_processes_train_on_a_stream_as_one(tmp_path: Path, tokenizer: str) 
         (("--shuffle_buffer", "0"), "shuffle_buffer must be positive"),
     ],
 )
-def test_what_a_stream_cannot_do_is_refused_with_the_fix(
+def test_settings_that_streaming_does_not_support_are_refused(
     streaming: Parse, flags: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         streaming(*flags)
 
 
-def test_the_prepared_folder_of_a_stream_holds_validation_alone(
+def test_the_prepared_folder_of_a_stream_has_only_validation(
     streaming: Parse, tiny_arguments: Parse, tokenizer: str
 ) -> None:
     arguments = streaming()
@@ -199,7 +199,7 @@ def test_the_prepared_folder_of_a_stream_holds_validation_alone(
     assert table.splitlines()[0].split() == ["validation"]
 
 
-def test_a_run_goes_on_with_the_same_stream_alone(
+def test_a_run_resumes_only_with_the_same_stream(
     streaming: Parse, tiny_arguments: Parse, tokenizer: str, tmp_path: Path
 ) -> None:
     small = ("--toy_stories", "50", "--max_steps", "2", "--lr_scheduler_type", "constant")
@@ -212,19 +212,17 @@ def test_a_run_goes_on_with_the_same_stream_alone(
 
 
 @pytest.mark.parametrize("stories", [[], ["", ""], ["Too short for a row."]])
-def test_a_text_without_a_row_is_an_error_and_not_an_endless_loop(
-    streaming: Parse, stories: list[str]
-) -> None:
+def test_a_text_shorter_than_one_row_is_an_error(streaming: Parse, stories: list[str]) -> None:
     arguments = streaming("--drop_empty")
     prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
     prepared = replace(prepared, stream=Split({}, lambda _: iter(stories)))
-    with pytest.raises(UserError, match="tokens for train, fewer than one row"):
+    with pytest.raises(UserError, match=r"train split of .* tokens, fewer than one row"):
         check_enough_rows(training_rows(arguments, prepared), plan_batch(arguments.training, 1))
     with pytest.raises(RunError, match=r"pass 1 had .* 0 rows;"):
         next(iter(stream_of(arguments, lambda: iter(stories))))
 
 
-def test_a_text_that_breaks_off_or_changes_ends_the_run(streaming: Parse) -> None:
+def test_a_text_that_ends_early_or_changes_fails_the_run(streaming: Parse) -> None:
     arguments = streaming("--shuffle_buffer", "5", "--data_seed", "-1")
     stories = [f"Story {number} goes on and on and on." for number in range(100)]
 
@@ -239,11 +237,13 @@ def test_a_text_that_breaks_off_or_changes_ends_the_run(streaming: Parse) -> Non
         yield from stories
         stories.pop()
 
-    with pytest.raises(RunError, match=r"pass 2 had 99 stories.*, the first 100 stories"):
+    with pytest.raises(
+        RunError, match=r"pass 2 had 99 stories.* but the first pass had 100 stories"
+    ):
         taken(iter(stream_of(arguments, shorter)), 1000)
 
 
-def test_evaluation_looks_up_no_story_in_a_stream(streaming: Parse, tmp_path: Path) -> None:
+def test_evaluation_does_not_look_stories_up_in_a_stream(streaming: Parse, tmp_path: Path) -> None:
     data = streaming().data
     assert read_validation(data).in_training is None
     assert read_validation(replace(data, streaming=False)).in_training is not None
@@ -255,7 +255,7 @@ def test_evaluation_looks_up_no_story_in_a_stream(streaming: Parse, tmp_path: Pa
     assert not parse_evaluation_arguments([*flags[:-1], *also]).data.streaming
 
 
-def test_a_line_that_cannot_be_read_fails_the_run_and_leaves_its_checkpoints(
+def test_an_unreadable_line_fails_the_run_and_keeps_its_checkpoints(
     tiny_config: Path,
     tokenizer: str,
     streaming: Parse,
@@ -281,7 +281,7 @@ def test_a_line_that_cannot_be_read_fails_the_run_and_leaves_its_checkpoints(
 
 
 def stop_in(event: str, step: int, flags: list[str]) -> None:
-    """Train, and be sent a signal there."""
+    """Train, and send a signal at the given event and step."""
     stop = StopRequest()
     train_here(parse_arguments(flags), stop, AskToStop(stop, event, step))
 
@@ -301,7 +301,7 @@ def test_a_signal_does_not_wait_for_a_first_step(
     assert (tmp_path / "run" / "checkpoint-1").exists()
 
 
-def test_a_signal_in_an_evaluation_that_is_made_up_for_ends_the_run_and_leaves_it_due(
+def test_a_signal_during_a_repeated_evaluation_stops_the_run_before_it(
     tiny_arguments: Parse, tiny_config: Path, tmp_path: Path
 ) -> None:
     few = ("--max_steps", "11", "--save_steps", "11", "--eval_steps", "5")

@@ -42,7 +42,7 @@ def drawn_stories(seed: int, pieces: tuple[str, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_any_text_has_the_ids_of_the_tokenizer(seed: int) -> None:
+def test_cached_ids_equal_the_tokenizers_for_any_text(seed: int) -> None:
     words = WordTokenizer(TRAINED)
     for pieces in (PIECES, PIECES + STRANGE):
         stories = drawn_stories(seed, pieces)
@@ -50,14 +50,14 @@ def test_any_text_has_the_ids_of_the_tokenizer(seed: int) -> None:
         assert words(stories).tolist() == slow(stories, TRAINED), "and so the second time"
 
 
-def test_real_stories_have_the_ids_of_the_real_tokenizer(shared: Path) -> None:
+def test_cached_ids_equal_the_real_tokenizers_for_real_stories(shared: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(shared / "data" / "gpt-neo-tokenizer")
     text = (shared / "data" / "tinystories" / "TinyStories-valid.txt").read_text("utf-8")
     stories = text.split(END_OF_TEXT) + drawn_stories(0, PIECES + STRANGE)
     assert WordTokenizer(tokenizer)(stories).tolist() == slow(stories, tokenizer)
 
 
-def test_more_words_than_are_remembered_change_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_cache_changes_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenize, "_MOST_WORDS", 64)
     monkeypatch.setattr(tokenize, "_UNKNOWN_AT_ONCE", 8)
     words = WordTokenizer(TRAINED)
@@ -67,7 +67,7 @@ def test_more_words_than_are_remembered_change_no_id(monkeypatch: pytest.MonkeyP
         assert words(stories).tolist() == slow(stories, TRAINED)
 
 
-def test_a_tokenizer_that_cuts_in_another_way_is_asked_itself() -> None:
+def test_a_tokenizer_that_splits_text_differently_is_not_cached() -> None:
     other = train_tokenizer(toy_stories(50), 300, 64)
     backend = other.backend_tokenizer
     from tokenizers.pre_tokenizers import ByteLevel
@@ -84,7 +84,7 @@ def test_without_a_compiler_the_ids_are_the_same(monkeypatch: pytest.MonkeyPatch
     assert WordTokenizer(TRAINED)(stories).tolist() == slow(stories, TRAINED)
 
 
-def test_a_tokenizer_that_would_cut_stories_does_not(tmp_path: Path) -> None:
+def test_the_truncation_of_a_tokenizer_json_is_ignored(tmp_path: Path) -> None:
     TRAINED.save_pretrained(tmp_path)
     cutting = AutoTokenizer.from_pretrained(tmp_path)
     cutting.backend_tokenizer.enable_truncation(4)
@@ -98,8 +98,8 @@ def test_no_stories_have_no_ids() -> None:
     assert WordTokenizer(TRAINED)(["", ""]).tolist() == [0, 0]
 
 
-def test_a_word_of_more_tokens_than_bytes_never_leaves_its_buffer() -> None:
-    """A tokenizer of any make may spell a word in more tokens than the buffer has room for."""
+def test_a_word_with_more_tokens_than_bytes_does_not_overflow() -> None:
+    """A tokenizer may encode a word as more tokens than the buffer has room for."""
     greedy = train_tokenizer(toy_stories(50), 300, 64)
     words = WordTokenizer(greedy)
     if words._library is None:
@@ -107,7 +107,7 @@ def test_a_word_of_more_tokens_than_bytes_never_leaves_its_buffer() -> None:
     own = greedy.backend_tokenizer
 
     class Spelling:
-        """The tokenizer, but each word is spelled five times over."""
+        """The tokenizer, but it encodes each word five times."""
 
         def encode_batch_fast(self, texts: list[str], **options: Any) -> list[Any]:
             return list(own.encode_batch_fast([text * 5 for text in texts], **options))
@@ -117,7 +117,7 @@ def test_a_word_of_more_tokens_than_bytes_never_leaves_its_buffer() -> None:
     assert words(stories).tolist() == slow([story * 5 for story in stories], greedy)
 
 
-def test_a_tokenizer_that_cannot_be_used_is_refused_and_nothing_more_is_said(
+def test_an_unusable_tokenizer_is_refused_without_further_output(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said: list[Any] = []
@@ -129,7 +129,7 @@ def test_a_tokenizer_that_cannot_be_used_is_refused_and_nothing_more_is_said(
     assert not said
 
 
-def test_copies_and_threads_share_their_words_safely() -> None:
+def test_copies_and_threads_share_the_cache_safely() -> None:
     words = WordTokenizer(TRAINED)
     copied = copy.copy(words)
     stories = drawn_stories(1, PIECES)
@@ -139,7 +139,7 @@ def test_copies_and_threads_share_their_words_safely() -> None:
     gc.collect()
     with ThreadPoolExecutor(4) as pool:
         assert all(ids.tolist() == right for ids in pool.map(copied, [stories] * 20))
-    # What points into this process's memory goes to no other.
+    # A pointer into this process's memory must not be pickled.
     if copied._library is not None:
         with pytest.raises(Exception, match="pickle"):
             copy.deepcopy(copied)

@@ -21,7 +21,7 @@ from tinystories_hf.data.tokenizer import (
 from tinystories_hf.data.toy import toy_stories
 
 Parse = Callable[..., Arguments]
-# Of the files that GPT-2 was published with, and GPT-Neo uses.
+# The hashes of the files published with GPT-2, which GPT-Neo also uses.
 VOCAB_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "tok"
 
 
-def test_a_trained_tokenizer_has_the_size_asked_for_and_the_marks() -> None:
+def test_a_trained_tokenizer_has_the_given_size_and_special_tokens() -> None:
     tokenizer = train_tokenizer(toy_stories(200), 300, 64)
     assert len(tokenizer) == 300
     assert tokenizer.is_fast
@@ -42,7 +42,7 @@ def test_a_trained_tokenizer_has_the_size_asked_for_and_the_marks() -> None:
     assert tokenizer.model_max_length == 64
 
 
-def test_any_text_survives_a_trained_tokenizer() -> None:
+def test_a_trained_tokenizer_round_trips_any_text() -> None:
     tokenizer = train_tokenizer(toy_stories(200), 300, 64)
     text = " Zoë said: “Ünïcode 🙂”\n\n\ttab  two spaces "
     ids = tokenizer(text).input_ids
@@ -73,7 +73,7 @@ def test_a_size_that_is_not_the_models_vocabulary_is_an_error(
         load_tokenizer(data, 50257)
 
 
-def test_a_tokenizer_without_the_end_mark_is_an_error(tiny_arguments: Parse, folder: Path) -> None:
+def test_a_tokenizer_without_the_eos_token_is_an_error(tiny_arguments: Parse, folder: Path) -> None:
     for path in folder.iterdir():
         path.write_text(path.read_text().replace(END_OF_TEXT, "<end>"))
     with pytest.raises(UserError, match="no special token"):
@@ -92,9 +92,7 @@ def test_a_folder_without_a_tokenizer_is_an_error(
         load_tokenizer(tiny_arguments("--tokenizer", str(empty)).data, 300)
 
 
-def test_a_pin_is_checked_by_content_and_names_what_was_found(
-    tiny_arguments: Parse, folder: Path
-) -> None:
+def test_a_pinned_hash_is_compared_with_the_content(tiny_arguments: Parse, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     right = ("--tokenizer", str(folder), "--tokenizer_vocab_sha256", vocab_sha256(tokenizer))
     load_tokenizer(tiny_arguments(*right).data, 300)
@@ -129,7 +127,7 @@ with report_user_errors():
 """
 
 
-def test_a_tokenizer_comes_from_the_hub_and_then_from_the_cache(
+def test_a_tokenizer_is_downloaded_once_and_then_cached(
     hub: LoopbackHub, folder: Path, run_code: Callable[..., tuple[int, str, str]]
 ) -> None:
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -140,10 +138,10 @@ def test_a_tokenizer_comes_from_the_hub_and_then_from_the_cache(
     assert (code, out.strip()) == (0, "300"), err
     code, _, err = run_code(LOAD, "--tokenizer", "me/missing", HF_ENDPOINT=hub.url)
     assert code == 2
-    assert "me/missing is no local path and not on" in err
+    assert "me/missing is neither a local path nor a repository on" in err
 
 
-def test_the_folder_holds_what_stock_transformers_needs(folder: Path) -> None:
+def test_the_saved_folder_loads_in_transformers(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
     assert {"tokenizer.json", "tokenizer_config.json"} <= names
     assert json.loads((folder / "tokenizer_config.json").read_text())["pad_token"] == END_OF_TEXT

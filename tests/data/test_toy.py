@@ -19,7 +19,7 @@ def test_another_seed_gives_other_stories() -> None:
     assert not set(toy_stories(200, seed=0)) & set(toy_stories(200, seed=1))
 
 
-def test_a_larger_corpus_begins_with_the_smaller_one() -> None:
+def test_a_smaller_corpus_is_a_prefix_of_a_larger_one() -> None:
     assert list(islice(toy_stories(5000), 50)) == list(toy_stories(50))
 
 
@@ -28,7 +28,7 @@ def test_stories_hardly_repeat() -> None:
     assert len(set(stories)) > 0.999 * len(stories)
 
 
-def test_names_and_things_stay_what_they_are() -> None:
+def test_names_and_things_are_consistent_within_a_story() -> None:
     for story in toy_stories(500):
         names = set(re.findall(r"[A-Z][a-z]+", story)) & NAMES
         assert 1 <= len(names) <= 2, story

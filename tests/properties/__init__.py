@@ -1,5 +1,5 @@
-"""What must hold for any input, tried on thousands that are drawn at random.
+"""Property-based tests: what must hold for any input, checked on thousands of random cases.
 
-The draws are the same at each run, so that a failure repeats. `PROPERTIES=50 pytest
-tests/properties` tries 50 times as many, and others each time.
+The cases are the same in each run, so that failures are reproducible. `PROPERTIES=50 pytest
+tests/properties` checks 50 times as many, and new ones each time.
 """

@@ -1,4 +1,4 @@
-"""What every property test shares: how many cases are tried, how, and for how long."""
+"""Shared by all property tests: the number of cases, the settings and the time limit."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import SearchStrategy
 
 FACTOR = int(os.environ.get("PROPERTIES", "1"))
-# The slowest case takes under 2 s: what takes this long hangs.
+# The slowest case takes under 2 s, so that one that takes this long hangs.
 SECONDS_PER_CASE = 30
 
 
 def holds_for(
     cases: int, **drawn: SearchStrategy[Any]
 ) -> Callable[[Callable[..., None]], Callable[[], None]]:
-    """Turn a check into a test that must hold for so many drawn cases, and truly tries them.
+    """Turn a check into a test of so many random cases, and assert that all of them ran.
 
-    The check is given an empty folder and what is drawn.
+    The check receives an empty folder and the drawn values.
     """
 
     def test_of(check: Callable[..., None]) -> Callable[[], None]:
@@ -36,7 +36,7 @@ def holds_for(
                     check(Path(folder), **values)
                 held += 1
 
-            one.__qualname__ = check.__qualname__  # what the fixed draws are seeded with
+            one.__qualname__ = check.__qualname__  # the seed of the fixed cases
             settings(
                 max_examples=cases * FACTOR,
                 derandomize=FACTOR == 1,
@@ -55,7 +55,7 @@ def holds_for(
 
 @contextmanager
 def in_time() -> Iterator[None]:
-    """Stop what hangs, so that the case is shown and not only the missing end."""
+    """Interrupt a case that hangs, so that the case itself is reported."""
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"took more than {SECONDS_PER_CASE} s")

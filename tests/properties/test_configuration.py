@@ -1,6 +1,6 @@
-"""Whatever a configuration or a command line holds: settings that fit, or one sentence of why not.
+"""Any configuration or command line gives valid settings or a one-sentence error.
 
-The types and the values are checked here by rules of their own, not by those of the package.
+Types and values are checked by an independent implementation, not by the package.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAMES = sorted(HINTS)
 ALIASES = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
 BOMB = "a0: &a0 [x]\n" + ALIASES
 DEEP = "[" * 600 + "]" * 600
-# Lines that YAML parsers are known to stumble on.
+# Lines that YAML parsers are known to fail on.
 ODD_VALUES = (
     *("", "~", "null", "[]", "{}", "{a: 1}", "[[1]]", "yes", "off", "=", "<<", "|", ">", "%", "@"),
     *("1e400", "1e4", ".nan", "-.inf", "0x" + "f" * 5000, "9" * 400, "9" * 5000, "1_0", "12:30"),
@@ -54,14 +54,14 @@ ODD_LINES = (
 
 
 def outcome(*argv: str, named: tuple[str, ...]) -> Arguments | None:
-    """Return what was parsed, or None after one error that names one of the inputs."""
+    """Return the parsed settings, or None after one error that names one of the inputs."""
     message = ""
     try:
         parsed = parse_arguments(list(argv))
     except UserError as error:
         message = str(error)
     if message:
-        missing = " is not set; add `" in message  # the key that is named was not given
+        missing = " is not set; add `" in message  # the error names a key that was not given
         assert missing or any(name in message for name in named), f"{message} names none of {named}"
         assert len(message) < 10_000 + sum(map(len, argv)), "cut short, whatever was given"
         return None
@@ -80,7 +80,7 @@ def settings_of(parsed: Arguments) -> dict[str, Any]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Return whether a value has a declared type, to the letter: no bool is a whole number."""
+    """Return whether a value has exactly a declared type: a bool is not an int."""
     if get_origin(hint) in (Union, types.UnionType):
         return any(fits(value, member) for member in get_args(hint))
     if get_origin(hint) is Literal:
@@ -88,14 +88,16 @@ def fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is list:
         return type(value) is list and all(fits(item, str) for item in value)
     if hint is str:
-        return type(value) is str and b"\0" not in value.encode()  # half a character would raise
+        return (
+            type(value) is str and b"\0" not in value.encode()
+        )  # an unpaired surrogate would raise
     if hint is int:
         return type(value) is int and -(2**63) <= value < 2**63
     return type(value) is hint and (hint is not float or math.isfinite(value))
 
 
 def means(raw: Any, value: Any) -> bool:
-    """Return whether a setting may have come from such a raw value."""
+    """Return whether a setting may result from such a raw value."""
     if isinstance(raw, str) and raw in ("null", "none", "None"):
         return value is None
     if isinstance(raw, str) and type(value) in (int, float):
@@ -135,7 +137,7 @@ values = st.recursive(
 
 
 def suiting(hint: Any) -> st.SearchStrategy[Any]:
-    """Return values of a declared type, most of them in its setting's range."""
+    """Return values of a declared type, most of them in the range of the setting."""
     if get_origin(hint) in (Union, types.UnionType):
         return st.one_of([suiting(member) for member in get_args(hint)])
     if get_origin(hint) is Literal:
@@ -159,13 +161,13 @@ yaml_text = st.text(st.sampled_from("ab1 \t\n\r-?:,[]{}#&*!|>'\"%@`~.<=\0\ufeff\
 
 
 @holds_for(150, text=yaml_text | st.text() | st.lists(st.sampled_from(ODD_LINES)).map("\n".join))
-def test_any_text_is_refused_with_the_name_of_the_file(folder: Path, text: str) -> None:
+def test_any_text_as_yaml_is_refused_with_the_name_of_the_file(folder: Path, text: str) -> None:
     path = write(folder, text)
     assert outcome("--config", str(path), named=(str(folder),)) is None
 
 
 @holds_for(100, content=st.binary(max_size=200), behind=st.sampled_from([b"", b"\xef\xbb\xbf"]))
-def test_any_bytes_are_refused_with_the_name_of_the_file(
+def test_any_bytes_as_yaml_are_refused_with_the_name_of_the_file(
     folder: Path, content: bytes, behind: bytes
 ) -> None:
     path = write(folder, behind + content)
@@ -214,7 +216,7 @@ def test_odd_yaml_beside_good_settings(
     ),
     seeds=st.lists(st.integers(0, 99), min_size=3, max_size=3),
 )
-def test_bases_are_followed_to_their_end_or_refused(
+def test_chains_of_bases_are_resolved_or_refused(
     folder: Path, bases: list[str], seeds: list[int]
 ) -> None:
     (folder / "c").mkdir()
@@ -273,14 +275,14 @@ numbers = (
 
 
 @holds_for(150, name=st.sampled_from(["learning_rate", "seed", "weight_decay"]), text=numbers)
-def test_numbers_are_those_of_python(folder: Path, name: str, text: str) -> None:
+def test_numbers_parse_like_python(folder: Path, name: str, text: str) -> None:
     path = write(folder, TINY_CONFIG)
     parsed = outcome("--config", str(path), f"--{name}={text}", named=(name,))
     try:
         number = int(text) if name == "seed" else float(text)
     except ValueError:
         number = math.nan
-    # Zero is no learning rate; a seed has to suit NumPy.
+    # A learning rate must not be zero; a seed must be valid for NumPy.
     lowest, below = {"learning_rate": (5e-324, math.inf), "seed": (0, 2**32)}.get(
         name, (0, math.inf)
     )

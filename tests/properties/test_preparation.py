@@ -1,4 +1,4 @@
-"""Whatever the stories: every token is counted and kept, and the rows spell the stories again."""
+"""For any stories, every token is counted and kept, and the rows decode to the stories."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ texts = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=12).map
 
 
 @holds_for(150, stories=st.lists(texts, min_size=1, max_size=5), most=st.sampled_from([4, 1 << 18]))
-def test_words_looked_up_are_the_tokenizers_own_and_spell_the_text(
+def test_cached_ids_equal_the_tokenizers_and_decode_to_the_text(
     folder: Path, stories: list[str], most: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -89,14 +89,14 @@ def test_words_looked_up_are_the_tokenizers_own_and_spell_the_text(
     assert spelled == "".join(story + END_OF_TEXT for story in stories)
 
 
-# A text file lays line ends of its own around each story, knows one kind, and holds no NUL.
+# In a text file, newlines around stories are layout, there is one line end, and no NUL.
 lines = texts.map(lambda text: text.replace("\r", "").replace("\0", "").strip("\n"))
 lines = lines.filter(lambda text: END_OF_TEXT not in text)
 
 
 @functools.cache
 def tokenizer_folder() -> tempfile.TemporaryDirectory[str]:
-    """Return a folder that holds the tokenizer and is removed when the tests end."""
+    """Return a folder with the tokenizer; it is removed when the tests end."""
     folder = tempfile.TemporaryDirectory()
     TRAINED.save_pretrained(folder.name)
     return folder
@@ -117,7 +117,7 @@ def tokenizer_folder() -> tempfile.TemporaryDirectory[str]:
     batch=st.integers(1, 9),
     block=st.integers(1, 64),
 )
-def test_every_token_is_in_a_row_or_counted_as_dropped(
+def test_every_token_is_in_a_row_or_is_counted_as_dropped(
     folder: Path,
     stories: list[str],
     other: list[str],
@@ -168,7 +168,7 @@ def test_every_token_is_in_a_row_or_counted_as_dropped(
 
 
 def kept_of(parts: dict[str, list[str]], cleaning: dict[str, bool]) -> dict[str, list[str]]:
-    """Return the stories that cleaning leaves, by a naive reading of what its settings say."""
+    """Return the stories that cleaning keeps, by a naive implementation of its settings."""
     kept: dict[str, list[str]] = {}
     for name, stories in parts.items():
         kept[name] = []

@@ -1,7 +1,7 @@
-"""Whatever a file of stories holds: exactly its stories, or one sentence that names file and place.
+"""Any file gives exactly its stories, or a one-sentence error that names file and place.
 
-What a file's stories are is told here by a reading of their own: of the whole file at once, and of
-bytes where the package reads text.
+The expected stories come from an independent implementation, which reads the whole file at once,
+and bytes where the package reads text.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def data_of(path: Path, **settings: Any) -> DataArguments:
 
 
 def read(path: Path, content: bytes, **settings: Any) -> tuple[list[OptionalStory], str]:
-    """Return the stories of a file, and the error that ended them or nothing."""
+    """Return the stories of a file, and the error that ended them or an empty string."""
     path.write_bytes(content)
     split = open_corpus(data_of(path, validation_file=str(path), **settings)).train
     stories: list[OptionalStory] = []
@@ -88,8 +88,8 @@ def read(path: Path, content: bytes, **settings: Any) -> tuple[list[OptionalStor
     return stories, message
 
 
-def told_by(content: bytes, separator: bytes = SEPARATOR) -> list[OptionalStory]:
-    """Return the stories of a text file, told from its bytes as a whole.
+def expected_stories(content: bytes, separator: bytes = SEPARATOR) -> list[OptionalStory]:
+    """Return the stories of a text file from all its bytes at once.
 
     Raises:
         UnicodeDecodeError: the content is not UTF-8.
@@ -103,7 +103,7 @@ def told_by(content: bytes, separator: bytes = SEPARATOR) -> list[OptionalStory]
 
 
 def stories_of_record(text: str) -> list[OptionalStory]:
-    """Return the stories of one record: its text as it is, unless separators part it."""
+    """Return the stories of one record: its text, divided by any separators in it."""
     if END_OF_TEXT not in text:
         return [text]
     *stories, rest = (part.strip("\n") for part in text.split(END_OF_TEXT))
@@ -130,9 +130,9 @@ def test_a_text_file_gives_the_stories_between_its_separators(
         place = folder / f"s.txt{packed}"
         stories, error = read(place, compressed(packed, content), story_separator=separator)
     if b"\0" in content:
-        assert "holds a NUL byte" in error
+        assert "contains a NUL byte" in error
     else:
-        assert (stories, error) == (told_by(content, SEPARATORS[separator]), "")
+        assert (stories, error) == (expected_stories(content, SEPARATORS[separator]), "")
 
 
 @holds_for(
@@ -152,20 +152,20 @@ def test_any_bytes_are_stories_or_an_error_that_names_the_first_bad_one(
         patch.setattr(text_files, "READ_BLOCK_BYTES", block)
         stories, error = read(folder / "s.txt", content)
     try:
-        expected, place = told_by(content), ""
+        expected, place = expected_stories(content), ""
     except UnicodeDecodeError as bad:
         expected, place = stories, f"byte {bad.start})"
     if content.startswith(OTHERS):
         expected, place = [], "s.txt is "
     elif b"\0" in content and "NUL" in error:
-        expected, place = stories, "holds a NUL byte"
+        expected, place = stories, "contains a NUL byte"
     assert stories == expected
     assert place in error
     assert bool(place) == bool(error)
 
 
 @holds_for(100, text=stories_text, limit=st.integers(1, 60), block=st.integers(1, 20))
-def test_a_long_text_is_read_whole_or_refused(
+def test_a_long_text_is_read_completely_or_refused(
     folder: Path, text: str, limit: int, block: int
 ) -> None:
     longest = max(map(len, text.split(END_OF_TEXT)))
@@ -178,7 +178,7 @@ def test_a_long_text_is_read_whole_or_refused(
     elif error:
         assert longest > limit - len(END_OF_TEXT)
     else:
-        assert stories == told_by(text.encode())
+        assert stories == expected_stories(text.encode())
         assert longest <= limit + block + len(END_OF_TEXT)
 
 
@@ -191,7 +191,7 @@ def test_a_long_text_is_read_whole_or_refused(
     seed=st.integers(-(2**63) + 1, 2**63 - 1),
     shards=st.integers(1, 3),
 )
-def test_held_out_and_kept_stories_are_all_of_them_in_every_format(
+def test_no_story_is_lost_when_some_are_held_out_in_any_format(
     folder: Path, stories: list[str], share: float, seed: int, shards: int
 ) -> None:
     stories = [story.strip("\n") for story in stories]
@@ -222,7 +222,7 @@ def parquet_bytes(table: pa.Table, **options: Any) -> bytes:
 def written(suffix: str, stories: Iterable[str]) -> bytes:
     """Return the bytes of a file of stories."""
     if suffix == ".txt":
-        # With a byte-order mark, so that a story that begins with one keeps its own.
+        # With a byte-order mark, so that a story that begins with one keeps it.
         return "".join(f"{story}\n{END_OF_TEXT}\n" for story in stories).encode("utf-8-sig")
     if suffix == ".jsonl":
         return "".join(json.dumps({"text": story}) + "\n" for story in stories).encode()
@@ -239,7 +239,7 @@ def written(suffix: str, stories: Iterable[str]) -> bytes:
 
 
 def compressed(suffix: str, content: bytes) -> bytes:
-    """Return a content packed as the ending of a name says."""
+    """Return a content compressed according to the suffix of a name."""
     if not suffix:
         return content
     buffer = pa.BufferOutputStream()

@@ -1,4 +1,4 @@
-"""Whatever records a file holds: their stories exactly, or one sentence that names the place."""
+"""Any file of records gives exactly their stories, or a one-sentence error with the place."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_a_csv_file_gives_the_stories_of_its_rows(
     content = BOM * bom + lines.getvalue().encode()
     stories, error = read(folder / f"s.csv{packed}", compressed(packed, content))
     if "\0" in "".join(texts):
-        assert "holds a NUL byte" in error
+        assert "contains a NUL byte" in error
     else:
         assert (stories, error) == ([s for text in texts for s in stories_of_record(text)], "")
 
@@ -189,7 +189,7 @@ KINDS: dict[str, tuple[pa.DataType, bool]] = {
 
 
 def column(kind: str, texts: list[str | None]) -> pa.Array:
-    """Return an Arrow column of some type that holds texts, or something in their place."""
+    """Return an Arrow column of texts, or of another type in their place."""
     arrow = KINDS[kind][0]
     if kind == "dictionary":
         return pa.array(texts, pa.string()).dictionary_encode()
@@ -233,7 +233,7 @@ def test_a_parquet_file_gives_the_stories_of_its_column(
         texts = []
     for number, text in enumerate(texts, start=1):
         if text is None or not KINDS[kind][1]:
-            assert f"record {number} holds" in error
+            assert f"record {number} is " in error
             break
         expected += stories_of_record(text)
     else:
@@ -251,7 +251,7 @@ WHOLE = parquet_bytes(
     cut=st.integers(0, len(WHOLE) - 1),
     tail=st.binary(max_size=9) | st.just(b"PAR1"),
 )
-def test_a_parquet_file_that_was_cut_is_refused(folder: Path, cut: int, tail: bytes) -> None:
+def test_a_truncated_parquet_file_is_refused(folder: Path, cut: int, tail: bytes) -> None:
     content = WHOLE[:cut] + tail
     stories, error = read(folder / "s.parquet", content)
     assert content == WHOLE or (error and stories == [])
@@ -263,7 +263,7 @@ def test_a_parquet_file_that_was_cut_is_refused(folder: Path, cut: int, tail: by
         st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(1, 255)), min_size=1, max_size=4
     ),
 )
-def test_a_parquet_file_that_was_damaged_gives_text_or_is_refused(
+def test_a_damaged_parquet_file_gives_text_or_is_refused(
     folder: Path, damage: list[tuple[int, int]]
 ) -> None:
     content = bytearray(WHOLE)

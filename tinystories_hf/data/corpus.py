@@ -124,7 +124,7 @@ def _pattern(pattern: Path, data: DataArguments) -> tuple[Split, Split | None]:
         return _files(data, paths)
     chosen = _validation(data)
     found = find_splits(data.dataset, list(names), None, None if chosen is None else [])
-    _say_left(data.dataset, found.left)
+    _note_unread_files(data.dataset, found.left)
     train = [names[name] for name in found.train]
     return _splits(data, train, chosen or [names[name] for name in found.validation])
 
@@ -142,7 +142,7 @@ def _folder(folder: Path, data: DataArguments) -> tuple[Split, Split | None]:
         names = [_name(folder, path) for path in _all_files(folder)]
         own = [[_name(folder, p) for p in paths] if paths else None for paths in chosen.values()]
         found = find_splits(str(folder), names, *own)
-        _say_left(str(folder), found.left)
+        _note_unread_files(str(folder), found.left)
         train = train or [folder / name for name in found.train]
         validation = validation or [folder / name for name in found.validation]
     return _splits(data, train, validation)
@@ -192,7 +192,7 @@ def _splits(
         print_note_once(f"used for validation only: {shown([path.name for path in also])}")
     for paths in (train, validation or []):
         if len(paths) == 1 and paths[0].is_file():
-            _say_alone(paths[0].name, other_shards(paths[0].name, _beside(paths[0])))
+            _note_single_shard(paths[0].name, other_shards(paths[0].name, _beside(paths[0])))
     return _local_files(train, data), _local_files(validation, data) if validation else None
 
 
@@ -204,7 +204,7 @@ def _beside(path: Path) -> list[str]:
         return []
 
 
-def _say_alone(name: str, others: list[str]) -> None:
+def _note_single_shard(name: str, others: list[str]) -> None:
     count = shard_of(name).count
     if others or (count or 1) > 1:
         rest = f" without {shown(others)}" if others else " alone"
@@ -215,7 +215,7 @@ def _say_alone(name: str, others: list[str]) -> None:
         )
 
 
-def _say_left(where: str, names: list[str]) -> None:
+def _note_unread_files(where: str, names: list[str]) -> None:
     if names:
         print_note_once(f"files in {where} that are not read: {described_left(names)}")
 
@@ -238,7 +238,7 @@ def _local_files(paths: list[Path], data: DataArguments) -> Split:
     size = sum(file["bytes"] for file in files)
     text = all(_is_text(path) for path in paths)
     return Split(
-        {"files": files, "column": None if text else data.text_column, **_divided(data)},
+        {"files": files, "column": None if text else data.text_column, **_separator_identity(data)},
         lambda advance: _read_all(paths, data, advance),
         size,
         "bytes",
@@ -256,7 +256,7 @@ def _is_text(path: Path | str) -> bool:
     return endings_of(Path(path).name).lower().startswith(".txt")
 
 
-def _divided(data: DataArguments) -> dict[str, str]:
+def _separator_identity(data: DataArguments) -> dict[str, str]:
     """Return the separator as a part of the identity, or nothing for the default separator."""
     return {"separator": data.separator} if data.separator != END_OF_TEXT else {}
 
@@ -299,7 +299,7 @@ def _hub_files(data: DataArguments, commit: str, pattern: str, without: str | No
         if not names:
             raise UserError(f"dataset: {data.dataset} has no file {pattern} at {commit}")
         if len(names) == 1:
-            _say_alone(names[0], other_shards(names[0], filter(format_of, there)))
+            _note_single_shard(names[0], other_shards(names[0], filter(format_of, there)))
         if data.streaming:
             files = [HubFile(data.dataset, commit, name) for name in names]
             return _read_all(files, data, advance)
@@ -312,7 +312,7 @@ def _hub_files(data: DataArguments, commit: str, pattern: str, without: str | No
     column = {} if _is_text(pattern) else {"column": data.text_column}
     if without is not None:
         identity["without"] = without
-    return Split({**identity, **column, **_divided(data)}, stories, unit="bytes")
+    return Split({**identity, **column, **_separator_identity(data)}, stories, unit="bytes")
 
 
 def _hub_split(data: DataArguments, commit: str, split: str) -> Split:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 # Words in the cache; when it is full, it is emptied to bound the memory. TinyStories has 60,000.
-_MOST_WORDS = 1 << 18
-_UNKNOWN_AT_ONCE = 1 << 14
+_MAX_WORDS = 1 << 18
+_MAX_UNKNOWN = 1 << 14
 
 
 class _Words(ctypes.c_void_p):
@@ -45,13 +45,13 @@ class WordTokenizer:
         self._backend.no_padding()
         description = json.loads(self._backend.to_str())
         self._added = [token["content"] for token in description["added_tokens"]]
-        self._library = _library() if _cuts_as_gpt2(description) else None
-        self._turn = threading.Lock()
-        self._begin()
+        self._library = _library() if _splits_like_gpt2(description) else None
+        self._lock = threading.Lock()
+        self._clear_cache()
 
     def __call__(self, stories: list[str]) -> np.ndarray[Any, Any]:
         """Return the ids of stories in order, an EOS after each; shape (tokens,)."""
-        with self._turn:
+        with self._lock:
             parts = [
                 self._look_up(list(group)) if plain else self._tokenize(list(group))
                 for plain, group in groupby(stories, key=self._is_plain)
@@ -77,39 +77,39 @@ class WordTokenizer:
     def _look_up(self, stories: list[str]) -> np.ndarray[Any, Any]:
         text = b"".join(story.encode() + b"\0" for story in stories)
         ids = np.empty(len(text), dtype=np.uint32)
-        unknown = np.empty((_UNKNOWN_AT_ONCE, 2), dtype=np.int64)
+        unknown = np.empty((_MAX_UNKNOWN, 2), dtype=np.int64)
         count = ctypes.c_int64()
         library: Any = self._library
         # At most as many rounds as fill the cache; a text with more new words is not worth caching.
-        for _ in range(_MOST_WORDS // _UNKNOWN_AT_ONCE if text.count(b"\0") == len(stories) else 0):
+        for _ in range(_MAX_WORDS // _MAX_UNKNOWN if text.count(b"\0") == len(stories) else 0):
             written = library.words_encode(
                 self._words, text, len(text), self.eos, ids.ctypes.data, unknown.ctypes.data,
-                _UNKNOWN_AT_ONCE, ctypes.byref(count),
+                _MAX_UNKNOWN, ctypes.byref(count),
             )  # fmt: skip
             if written < 0:  # a byte that the lookup does not support
                 break
             if not count.value:
                 return ids[:written].copy()
             words = sorted({text[begin:end] for begin, end in unknown[: count.value].tolist()})
-            if not self._learn(words):
+            if not self._add_words(words):
                 break
         return self._tokenize(stories)
 
-    def _learn(self, words: list[bytes]) -> bool:
+    def _add_words(self, words: list[bytes]) -> bool:
         """Add words to the cache; return whether that was possible."""
         library: Any = self._library
-        if library.words_count(self._words) + len(words) > _MOST_WORDS:
-            self._begin()
+        if library.words_count(self._words) + len(words) > _MAX_WORDS:
+            self._clear_cache()
         spelled = [word.decode() for word in words]
         encodings = self._backend.encode_batch_fast(spelled, add_special_tokens=False)
         for word, encoding in zip(words, encodings, strict=True):
             ids = np.array(encoding.ids, dtype=np.uint32)
             if not library.words_add(self._words, word, len(word), ids.ctypes.data, len(ids)):
-                self._begin()
+                self._clear_cache()
                 return False
         return True
 
-    def _begin(self) -> None:
+    def _clear_cache(self) -> None:
         """Start with an empty cache."""
         if self._library is None:
             return
@@ -134,7 +134,7 @@ def unknown_words_reported() -> Iterator[None]:
         ) from error
 
 
-def _cuts_as_gpt2(description: dict[str, Any]) -> bool:
+def _splits_like_gpt2(description: dict[str, Any]) -> bool:
     """Return whether text is split by GPT-2's pattern and each word is encoded independently."""
     expected = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     cutter = description["pre_tokenizer"] or {}

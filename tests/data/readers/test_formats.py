@@ -1,4 +1,4 @@
-"""Files as other people have them: packed, nested, saved by `datasets`, or misnamed."""
+"""Files as users have them: compressed, nested, saved by `datasets`, or misnamed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read(parse: Parse, path: Path, *flags: str) -> list[OptionalStory]:
 
 
 @pytest.mark.parametrize("suffix", [*SUFFIXES, *PACKED])
-def test_every_kind_of_file_gives_the_same_stories_packed_or_not_and_in_capitals(
+def test_every_format_gives_the_same_stories_compressed_or_not_in_any_case(
     tiny_arguments: Parse, tmp_path: Path, suffix: str
 ) -> None:
     for name in (f"s{suffix}", f"S{suffix.upper()}"):
@@ -50,7 +50,7 @@ def test_every_kind_of_file_gives_the_same_stories_packed_or_not_and_in_capitals
         assert read(tiny_arguments, path) == STORIES
 
 
-def test_what_other_programs_have_packed_is_read(tiny_arguments: Parse, tmp_path: Path) -> None:
+def test_files_compressed_by_other_programs_are_read(tiny_arguments: Parse, tmp_path: Path) -> None:
     text = written(".txt", STORIES)
     for name, content in (
         ("s.txt.gz", gzip.compress(text[:5]) + gzip.compress(text[5:])),
@@ -61,12 +61,14 @@ def test_what_other_programs_have_packed_is_read(tiny_arguments: Parse, tmp_path
 
 
 @pytest.mark.parametrize("suffix", [".txt.gz", ".jsonl.zst", ".csv.bz2", ".json.lz4"])
-def test_a_packed_file_that_was_cut_is_refused(
+def test_a_truncated_compressed_file_is_refused(
     tiny_arguments: Parse, tmp_path: Path, suffix: str
 ) -> None:
     path = tmp_path / f"s{suffix}"
     path.write_bytes(written(suffix, STORIES * 50)[:-5])
-    with pytest.raises(UserError, match=r"is not (gzip|zstd|bz2|lz4), or damaged: Truncated"):
+    with pytest.raises(
+        UserError, match=r"is not a (gzip|zstd|bz2|lz4) file, or is damaged: Truncated"
+    ):
         read(tiny_arguments, path)
 
 
@@ -87,7 +89,7 @@ RECORD = {
         "".join([json.dumps(RECORD, indent=1)] * 3),
     ],
 )
-def test_json_is_a_list_or_objects_that_follow_one_another(
+def test_json_is_a_list_or_consecutive_objects(
     tiny_arguments: Parse, tmp_path: Path, content: str
 ) -> None:
     path = tmp_path / "data00.json"
@@ -119,22 +121,22 @@ def test_a_large_json_list_is_read_in_little_memory(
     [
         ("s.json", '[{"text": "a"}, {"text"', "record 2 is not JSON"),
         ("s.json", '[{"text": "a"} {"text": "b"}]', "record 2 is not JSON: a comma is missing"),
-        ("s.json", '[{"text": "a"}] x', "more text follows its list"),
+        ("s.json", '[{"text": "a"}] x', "there is text after its list"),
         ("s.json", '[{"text": "a"},]', "record 2 is not JSON"),
-        ("s.json", '[{"text": "a"}', "record 2 is not JSON: it ends too early"),
+        ("s.json", '[{"text": "a"}', "record 2 is not JSON: the file ends too early"),
         ("s.json", '{"text": "a"} oops', "record 2 is not JSON"),
         ("s.json", '[["a"]]', "record 1 is not a JSON object"),
-        ("s.json", '[{"text": 3}]', "record 1 holds 3 where text belongs"),
-        ("s.csv", "text,n\na,1\nb\n", "line 3 has 1 columns, but its header 2"),
-        ("s.csv", "text,n\na,1,2\n", "line 2 has 3 columns, but its header 2"),
+        ("s.json", '[{"text": 3}]', "record 1 is 3 instead of text"),
+        ("s.csv", "text,n\na,1\nb\n", "line 3 has 1 columns, but the header has 2"),
+        ("s.csv", "text,n\na,1,2\n", "line 2 has 3 columns, but the header has 2"),
         ("s.csv", 'text,n\n"a,1\nb,2\n', "line 3 is not CSV: unexpected end of data"),
         ("s.csv", 'text\n"a"b\n', "line 2 is not CSV"),
         ("s.csv", "story\na\n", "has no column 'text'.*story"),
-        ("s.csv", "text,text\na,b\n", "names the column 'text' twice"),
+        ("s.csv", "text,text\na,b\n", "has the column 'text' twice"),
         ("s.csv", "text\n" + "a" * 200_000, "line 2 is not CSV: field larger"),
     ],
 )
-def test_what_would_lose_or_join_records_is_refused(
+def test_files_whose_records_would_be_lost_or_merged_are_refused(
     tiny_arguments: Parse, tmp_path: Path, name: str, content: str, message: str
 ) -> None:
     path = tmp_path / name
@@ -153,7 +155,7 @@ def test_a_field_of_a_column_is_read_from_tables(tiny_arguments: Parse, tmp_path
         path = tmp_path / name
         assert read(tiny_arguments, path, "--text_column", "a.b.c") == ["deep"] * 2
         assert read(tiny_arguments, path, "--text_column", "x.y") == ["named so"] * 2
-        with pytest.raises(UserError, match=r"has no column 'd'.*there: (c|none)"):
+        with pytest.raises(UserError, match=r"has no column 'd'.*found: (c|none)"):
             read(tiny_arguments, path, "--text_column", "a.b.d")
 
 
@@ -178,7 +180,7 @@ def test_a_dataset_saved_to_disk_is_read_with_its_splits(
     changed = open_corpus(tiny_arguments("--dataset", str(tmp_path / "all" / "train")).data)
     assert changed.train.identity != before
     shard.write_bytes(b"")
-    with pytest.raises(UserError, match="is not a saved dataset, or damaged"):
+    with pytest.raises(UserError, match="is not a saved dataset, or is damaged"):
         list(changed.train.read())
 
 
@@ -187,7 +189,7 @@ NULLS: list[str | None] = ["A cat sat in the sun.", None, "", "A dog ran home.",
 
 @pytest.mark.parametrize("kind", [".parquet", ".jsonl", ".json", "saved"])
 @pytest.mark.parametrize("held_out", [False, True])
-def test_null_texts_are_refused_or_on_request_left_out_and_counted(
+def test_null_texts_are_refused_or_dropped_and_counted(
     tiny_arguments: Parse, tmp_path: Path, kind: str, held_out: bool
 ) -> None:
     path = tmp_path / f"s{kind}"
@@ -202,7 +204,7 @@ def test_null_texts_are_refused_or_on_request_left_out_and_counted(
     flags = ["--dataset", str(path), "--vocab_size", "265"]
     if not held_out:
         flags += ["--validation_file", str(path)]
-    with pytest.raises(UserError, match="2 holds None where text belongs; drop_null"):
+    with pytest.raises(UserError, match="2 is null instead of text; set drop_null"):
         list(open_corpus(tiny_arguments(*flags).data).train.read())
     arguments = tiny_arguments(*flags, "--drop_null", "--drop_empty")
     prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
@@ -226,31 +228,31 @@ SOURCE = b"Once upon a time.\n<|endoftext|>\n" * 50
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("s.txt", gzip.compress(SOURCE), "is gzip, not text; give its name the ending .gz"),
-        ("s.jsonl", gzip.compress(SOURCE), "is gzip, not text; give its name the ending .gz"),
-        ("s.csv", compressed(".zst", SOURCE), "is zstd, not text; give its name the ending .zst"),
+        ("s.txt", gzip.compress(SOURCE), "is gzip, not text; add .gz to its name"),
+        ("s.jsonl", gzip.compress(SOURCE), "is gzip, not text; add .gz to its name"),
+        ("s.csv", compressed(".zst", SOURCE), "is zstd, not text; add .zst to its name"),
         ("s.json", bz2.compress(SOURCE), "is bz2, not text"),
         ("s.txt", lzma.compress(SOURCE), "is xz, not text; unpack it first"),
         ("s.txt", b"PK\x03\x04" + SOURCE, "is a zip archive, not text; unpack it"),
-        ("s.txt", parquet(["a"]), "is Parquet, not text; give its name the ending .parquet"),
+        ("s.txt", parquet(["a"]), "is Parquet, not text; rename it to end in .parquet"),
         ("s.parquet", gzip.compress(SOURCE), "is gzip, not Parquet; .*unpack it"),
         ("s.parquet", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS.*git lfs pull"),
         ("s.txt", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS.*git lfs pull"),
         ("s.txt", b"\xff\xfe" + UTF16, "is UTF-16, not text; .*iconv -f UTF-16 -t UTF-8"),
         ("s.txt.gz", gzip.compress(b"\xff\xfe" + UTF16), "is UTF-16, not text"),
-        ("s.txt", UTF16, "holds a NUL byte.*UTF-16.*iconv -f UTF-16LE"),
-        ("s.jsonl", '{"text": "a"}'.encode("utf-16-le"), "line 1 holds a NUL byte"),
-        ("s.json", '{"text": "a"}'.encode("utf-16-be"), "holds a NUL byte"),
-        ("s.csv", "text\na\n".encode("utf-16-le"), "holds a NUL byte"),
-        ("s.txt", SOURCE + b"a\0b", "holds a NUL byte"),
-        ("s.txt", b"", "has no stories for train: there is nothing in it"),
-        ("s.txt", b"\n\n \n", "has no stories for train"),
-        ("s.txt.gz", SOURCE, "is not gzip, or damaged"),
-        ("s.gz", gzip.compress(SOURCE), "is none of .txt"),
-        ("s.parquet.gz", b"", "is none of .txt"),
+        ("s.txt", UTF16, "contains a NUL byte.*UTF-16.*iconv -f UTF-16LE"),
+        ("s.jsonl", '{"text": "a"}'.encode("utf-16-le"), "line 1 contains a NUL byte"),
+        ("s.json", '{"text": "a"}'.encode("utf-16-be"), "contains a NUL byte"),
+        ("s.csv", "text\na\n".encode("utf-16-le"), "contains a NUL byte"),
+        ("s.txt", SOURCE + b"a\0b", "contains a NUL byte"),
+        ("s.txt", b"", "has no train stories: it is empty"),
+        ("s.txt", b"\n\n \n", "has no train stories"),
+        ("s.txt.gz", SOURCE, "is not a gzip file, or is damaged"),
+        ("s.gz", gzip.compress(SOURCE), "unknown format; supported formats: .txt"),
+        ("s.parquet.gz", b"", "unknown format; supported formats: .txt"),
     ],
 )
-def test_a_file_that_is_not_what_its_name_says_is_called_what_it_is(
+def test_the_error_for_a_misnamed_file_names_its_real_format(
     tiny_arguments: Parse, tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     path = tmp_path / name
@@ -269,7 +271,7 @@ LINES = [f"Story number {n} ends here." for n in range(600)]
     [(r"\n", "\n"), ("\n", "\n"), (r"\n\n", "\n\n"), ("</s>", "</s>"), (r"\n%%\n", "\n%%\n"),
      (r"\t", "\t"), (r"\\", "\\"), ("\r\n", "\r\n")],
 )  # fmt: skip
-def test_a_text_is_divided_by_the_separator_that_is_named(
+def test_a_text_is_divided_by_story_separator(
     tiny_arguments: Parse, tmp_path: Path, typed: str, divided: str
 ) -> None:
     path = tmp_path / "s.txt"
@@ -292,7 +294,7 @@ def test_an_evaluation_reads_text_as_preparation_does(
     assert validation.in_training.all()
 
 
-def test_a_run_of_an_earlier_version_was_trained_on_the_same_text(
+def test_a_run_record_of_an_earlier_version_has_the_same_text(
     tiny_arguments: Parse, tmp_path: Path
 ) -> None:
     models = [str(tmp_path / name) for name in ("new", "old")]
@@ -314,13 +316,13 @@ def test_a_run_of_an_earlier_version_was_trained_on_the_same_text(
 @pytest.mark.parametrize(
     ("content", "hint"),
     [
-        ("\n".join(LINES), r"perhaps '\\n' \(it has 600 lines\)"),
-        ("\n\n".join(LINES), r"perhaps '\\n\\n' \(it has 599 blank lines\) or '\\n'"),
-        ("</s>\n".join(LINES), "perhaps '</s>', which is there 599 times"),
+        ("\n".join(LINES), r"perhaps '\\n' \(600 lines\)"),
+        ("\n\n".join(LINES), r"perhaps '\\n\\n' \(599 blank lines\) or '\\n'"),
+        ("</s>\n".join(LINES), "perhaps '</s>', which occurs 599 times"),
         (" ".join(LINES), r"put <\|endoftext\|> after each story"),
     ],
 )
-def test_a_long_text_without_separators_is_refused_and_the_likely_one_is_named(
+def test_a_long_text_without_separators_is_refused_with_a_suggestion(
     tiny_arguments: Parse, tmp_path: Path, content: str, hint: str
 ) -> None:
     path = tmp_path / "s.txt"
@@ -328,7 +330,7 @@ def test_a_long_text_without_separators_is_refused_and_the_likely_one_is_named(
     with pytest.raises(UserError, match=rf"without <\|endoftext\|>.*--story_separator, {hint}"
                        if "perhaps" in hint else hint):  # fmt: skip
         read(tiny_arguments, path)
-    with pytest.raises(UserError, match=r"without \\n\\t, which"):
+    with pytest.raises(UserError, match=r"without \\n\\t, the separator"):
         read(tiny_arguments, path, "--story_separator", r"\n\t")
     path.write_text(content[:5000], encoding="utf-8")
     assert len(read(tiny_arguments, path)) == 1, "one story may be that long"
@@ -341,7 +343,7 @@ def test_an_empty_separator_is_refused(tiny_arguments: Parse) -> None:
         tiny_arguments("--story_separator", "")
 
 
-def test_reading_text_reports_every_byte(tmp_path: Path) -> None:
+def test_reading_text_reports_the_progress_of_every_byte(tmp_path: Path) -> None:
     path = tmp_path / "s.txt"
     path.write_bytes(SOURCE)
     seen: list[Any] = []

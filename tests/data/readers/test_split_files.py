@@ -1,4 +1,4 @@
-"""Which files of a folder are trained on, which validated on, and what is said of the others."""
+"""Which files of a folder are training, which are validation, and the notes on the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Parse = Callable[..., Arguments]
 
 @pytest.fixture(autouse=True)
 def no_note_has_been_said() -> None:
-    """Let each test have its notes, which a process says once."""
+    """Reset the notes, which a process prints only once."""
     print_note_once.cache_clear()
 
 
@@ -33,7 +33,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def write(folder: Path, *names: str) -> None:
-    """Write files that hold their own name as their only story."""
+    """Write files whose only story is their own name."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def write(folder: Path, *names: str) -> None:
 
 
 def splits(parse: Parse, dataset: Path | str, *flags: str) -> tuple[list[str], list[str]]:
-    """Return the files of both splits; those that are held out are a part of the first."""
+    """Return the files of both splits; held-out stories belong to the training files."""
     found = open_corpus(parse("--dataset", str(dataset), *flags).data)
     if "held_out_share" in found.train.identity:
         both = [*found.train.read(), *found.validation.read()]
@@ -55,7 +55,7 @@ def splits(parse: Parse, dataset: Path | str, *flags: str) -> tuple[list[str], l
     return train, validation
 
 
-def test_the_words_of_splits_are_those_of_datasets() -> None:
+def test_split_keywords_equal_those_of_datasets() -> None:
     from datasets.data_files import SPLIT_KEYWORDS
 
     from tinystories_hf.data.readers.split_files import KEYWORDS
@@ -64,15 +64,18 @@ def test_the_words_of_splits_are_those_of_datasets() -> None:
 
 
 @pytest.mark.parametrize("word", ["dev", "val", "valid", "validation", "Valid", "my-dev-2"])
-def test_validation_has_every_name_that_datasets_knows_and_the_rest_is_named(
+def test_validation_files_have_any_keyword_of_datasets_and_other_files_are_listed(
     tiny_arguments: Parse, corpus: Path, capfd: pytest.CaptureFixture[str], word: str
 ) -> None:
     write(corpus, "train.txt", f"{word}.txt", "test.txt", "notes.md", ".hidden.txt")
     assert splits(tiny_arguments, corpus) == (["train.txt"], [f"{word}.txt"])
-    assert capfd.readouterr().err == f"note: not read in {corpus}: notes.md, test.txt (test)\n"
+    assert (
+        capfd.readouterr().err
+        == f"note: files in {corpus} that are not read: notes.md, test.txt (test)\n"
+    )
 
 
-def test_a_folder_without_validation_holds_stories_of_training_out_and_leaves_the_test_alone(
+def test_a_folder_without_validation_holds_out_training_stories_and_not_the_test_split(
     tiny_arguments: Parse, corpus: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write(corpus, "train/a.txt", "train/b.txt", "eval.txt")
@@ -94,7 +97,7 @@ NUMBERED = (
 
 
 @pytest.mark.parametrize("name", NUMBERED)
-def test_all_shards_of_a_split_are_taken_however_they_are_numbered(
+def test_all_shards_of_a_split_are_read_with_any_numbering(
     tiny_arguments: Parse, corpus: Path, name: str
 ) -> None:
     names = [name.format(n=n) for n in range(4)]
@@ -122,16 +125,16 @@ def test_a_clone_of_tinystories_is_read_as_datasets_reads_it(
     assert sorted(asked["train"]["text"]) == shards
     files = ("--train_file", second[0], "--validation_file", second[1])
     assert splits(tiny_arguments, corpus, *files) == ([second[0]], [second[1]])
-    with pytest.raises(UserError, match=r"several files .* choose with validation_file"):
+    with pytest.raises(UserError, match=r"several files .* set validation_file to a name"):
         splits(tiny_arguments, corpus, *files[:2])
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("train-00000-of-00003.txt", "train-00002-of-00003.txt"), "some are missing"),
-        (("train-00001-of-00002.txt",), "some are missing.*train-\\*"),
-        (("train-0.txt", "train-2.txt"), "some are missing"),
+        (("train-00000-of-00003.txt", "train-00002-of-00003.txt"), "some shards are missing"),
+        (("train-00001-of-00002.txt",), "some shards are missing.*train-\\*"),
+        (("train-0.txt", "train-2.txt"), "some shards are missing"),
         (("train-1M.txt", "train-2M.txt"), "several files"),
         (("train-v1.txt", "train-v2.txt"), "several files"),
         (("train.txt", "train.jsonl"), "several files"),
@@ -141,7 +144,7 @@ def test_a_clone_of_tinystories_is_read_as_datasets_reads_it(
         (("train-valid.txt",), "several files|no file in"),
     ],
 )
-def test_a_folder_that_leaves_it_open_is_refused(
+def test_a_folder_with_ambiguous_or_missing_files_is_refused(
     tiny_arguments: Parse, corpus: Path, names: tuple[str, ...], message: str
 ) -> None:
     write(corpus, *names)
@@ -165,7 +168,7 @@ def test_a_pattern_names_files(
     write(corpus, "train-0.txt", "train-2.txt", "valid.txt", "test.txt", "more/a.txt")
     write(corpus, "more/b.txt")
     if dataset == "*.t?t":
-        with pytest.raises(UserError, match="some are missing"):
+        with pytest.raises(UserError, match="some shards are missing"):
             splits(tiny_arguments, corpus / dataset)
         write(corpus, "train-1.txt")
         train.insert(1, "train-1.txt")
@@ -175,7 +178,7 @@ def test_a_pattern_names_files(
     assert splits(tiny_arguments, corpus / dataset, *flags, *valid) == (train, ["valid.txt"])
 
 
-def test_what_lies_deeper_is_not_mixed_in(tiny_arguments: Parse, corpus: Path) -> None:
+def test_files_in_subfolders_are_not_mixed_in(tiny_arguments: Parse, corpus: Path) -> None:
     deeper = ("runs/xs/train_results.json", "runs/xs/eval_results.json", "prepared/valid.txt")
     write(corpus, "train.txt", "dataset_info.json", *deeper)
     assert splits(tiny_arguments, corpus) == (["train.txt"], [])
@@ -194,7 +197,7 @@ def test_what_lies_deeper_is_not_mixed_in(tiny_arguments: Parse, corpus: Path) -
         ("*.txt", ("--validation_file", "b.txt")),
     ],
 )
-def test_a_validation_file_that_a_pattern_matches_too_is_not_trained_on(
+def test_a_validation_file_that_also_matches_train_file_is_not_trained_on(
     tiny_arguments: Parse,
     corpus: Path,
     capfd: pytest.CaptureFixture[str],
@@ -206,7 +209,7 @@ def test_a_validation_file_that_a_pattern_matches_too_is_not_trained_on(
     valid = "b.txt" if "b.txt" in flags else "valid.txt"
     write(corpus, "a.txt", valid, "c.txt")
     assert splits(tiny_arguments, dataset or corpus, *flags) == (["a.txt", "c.txt"], [valid])
-    assert f"note: read for validation alone: {valid}" in capfd.readouterr().err
+    assert f"note: used for validation only: {valid}" in capfd.readouterr().err
 
 
 def test_a_pattern_that_matches_nothing_is_an_error(tiny_arguments: Parse, corpus: Path) -> None:
@@ -222,15 +225,15 @@ def test_a_pattern_that_matches_nothing_is_an_error(tiny_arguments: Parse, corpu
     [
         (
             "train-00001-of-00002.txt",
-            "is one shard of 2 and is read alone; beside it are train-",
+            "is one shard of 2 and is read without train-",
         ),
-        ("data01.json", "data01.json is one shard and is read alone; beside it are data00.json"),
-        ("alone-00000-of-00004.txt", "is one shard of 4 and is read alone; a folder"),
+        ("data01.json", "data01.json is one shard and is read without data00.json"),
+        ("alone-00000-of-00004.txt", "is one shard of 4 and is read alone; to read all"),
         ("stories.txt", ""),
         ("stories-v2.txt", ""),
     ],
 )
-def test_naming_one_shard_of_several_says_so(
+def test_reading_one_shard_of_several_prints_a_note(
     tiny_arguments: Parse,
     corpus: Path,
     capfd: pytest.CaptureFixture[str],
@@ -246,7 +249,7 @@ def test_naming_one_shard_of_several_says_so(
         assert capfd.readouterr().err == ""
 
 
-def test_a_folder_without_permission_inside_another_is_not_asked_for(
+def test_an_unreadable_subfolder_is_skipped(
     tiny_arguments: Parse, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import os

@@ -127,7 +127,7 @@ def _undivided(path: Path | HubFile, separator: str, text: str, characters: str)
         hint = f", or put {END_OF_TEXT} after each story"
     shown = json.dumps(separator, ensure_ascii=False)[1:-1]
     return UserError(
-        f"{path} has {characters} characters without the separator of stories, {shown}; set the"
+        f"{path} has {characters} characters without {shown}, the separator of stories; set the"
         f" separator of this file with --story_separator{hint}"
     )
 
@@ -153,7 +153,7 @@ def read_jsonl(
                 record = json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
                 require_no_nul(where, b"\0" in line)
-                raise UserError(f"{where} is not UTF-8 JSON: {error}") from None
+                raise UserError(f"{where} is not JSON in UTF-8: {error}") from None
             yield number, text_at(where, record, text_column)
 
 
