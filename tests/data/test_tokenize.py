@@ -58,8 +58,8 @@ def test_cached_ids_equal_the_real_tokenizers_for_real_stories(shared: Path) -> 
 
 
 def test_a_full_cache_changes_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenize, "_MOST_WORDS", 64)
-    monkeypatch.setattr(tokenize, "_UNKNOWN_AT_ONCE", 8)
+    monkeypatch.setattr(tokenize, "_MAX_WORDS", 64)
+    monkeypatch.setattr(tokenize, "_MAX_UNKNOWN", 8)
     words = WordTokenizer(TRAINED)
     for seed in range(5):
         stories = drawn_stories(seed, tuple(f" word{number}" for number in range(500)))

@@ -79,8 +79,8 @@ def test_cached_ids_equal_the_tokenizers_and_decode_to_the_text(
     folder: Path, stories: list[str], most: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenize, "_MOST_WORDS", most)
-        patch.setattr(tokenize, "_UNKNOWN_AT_ONCE", min(most, 1 << 14))
+        patch.setattr(tokenize, "_MAX_WORDS", most)
+        patch.setattr(tokenize, "_MAX_UNKNOWN", min(most, 1 << 14))
         found = WordTokenizer(TRAINED)(stories).tolist()
         patch.setattr(tokenize, "_library", lambda: None)
         own = WordTokenizer(TRAINED)(stories).tolist()

@@ -172,8 +172,8 @@ def word_calls(draw: random.Random) -> Iterator[Call]:
             return backend.encode_batch_fast([text * 5 for text in texts], **options)
 
     while True:
-        tokenize._MOST_WORDS = draw.choice((4, 64, 1 << 18))
-        tokenize._UNKNOWN_AT_ONCE = draw.choice((1, 8, 1 << 14))
+        tokenize._MAX_WORDS = draw.choice((4, 64, 1 << 18))
+        tokenize._MAX_UNKNOWN = draw.choice((1, 8, 1 << 14))
         words = tokenize.WordTokenizer(SimpleNamespace(eos_token_id=0, backend_tokenizer=backend))
         if draw.random() < 0.3:
             words._backend = Spelling()
