@@ -149,3 +149,8 @@ def _first_bad_byte(path: Path | HubFile) -> int:
                 return read - pending + error.start
             read += len(block)
     return read - len(decoder.getstate()[0])
+
+
+def is_text(path: Path | str) -> bool:
+    """Return whether a file name is that of a text file, compressed or not."""
+    return endings_of(Path(path).name).lower().startswith(".txt")

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from tinystories_hf.core.console import print_note_once
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.data.readers.formats import KINDS, endings_of, format_of
 
@@ -233,3 +234,15 @@ def shown(names: Collection[str]) -> str:
 def described_left(names: Collection[str]) -> str:
     """Return the names of files that are not read for a message; test splits are marked."""
     return shown([f"{name} (test)" if split_of(name) == "test" else name for name in names])
+
+
+def note_single_shard(name: str, others: list[str]) -> None:
+    """Print a note if a file is one of several shards; `others` are the shards beside it."""
+    count = shard_of(name).count
+    if others or (count or 1) > 1:
+        rest = f" without {shown(others)}" if others else " alone"
+        of = f" of {count}" if count else ""
+        print_note_once(
+            f"{name} is one shard{of} and is read{rest}; to read all shards, give a folder or a"
+            " pattern"
+        )

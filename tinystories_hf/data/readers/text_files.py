@@ -13,7 +13,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -261,3 +261,15 @@ def _lines(path: Path | HubFile, stream: io.TextIOWrapper) -> Iterator[str]:
             raise UserError(f"{path} has a line that is too long; check that it is CSV")
         yield line.removeprefix(mark)
         mark = ""
+
+
+def read_files(
+    paths: Iterable[Path | HubFile], data: DataArguments, advance: ReportProgress
+) -> Iterator[OptionalStory]:
+    """Yield the stories of several files, one file after another."""
+    return itertools.chain.from_iterable(read_stories(path, data, advance) for path in paths)
+
+
+def separator_identity(data: DataArguments) -> dict[str, str]:
+    """Return the separator as a part of the identity, or nothing for the default separator."""
+    return {"separator": data.separator} if data.separator != END_OF_TEXT else {}
