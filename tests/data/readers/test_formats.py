@@ -339,7 +339,7 @@ def test_a_long_text_without_separators_is_refused_with_a_suggestion(
 
 
 def test_an_empty_separator_is_refused(tiny_arguments: Parse) -> None:
-    with pytest.raises(UserError, match="story_separator is empty"):
+    with pytest.raises(UserError, match="story_separator must not be empty"):
         tiny_arguments("--story_separator", "")
 
 
