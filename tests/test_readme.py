@@ -167,13 +167,36 @@ def test_the_configuration_table_is_what_the_files_say() -> None:
 
 
 def test_every_path_of_the_layout_exists_and_every_room_is_in_it() -> None:
-    paths = re.findall(r"`([\w./]+)`", " ".join(row[0] for row in table(README, "## Layout")))
-    assert all((ROOT / path).exists() for path in paths)
+    tree = README.split("## Layout")[1].split("```")[1]
+    named = [re.match(r"((?:[\w./]+/(?:, )?)+)", line) for line in tree.splitlines()[1:] if line]
+    paths = [
+        path
+        if path.startswith(("configs", "scripts", "tests", "docs", "tiny"))
+        else f"tinystories_hf/{path}"
+        for found in named
+        if found
+        for path in found[1].strip(", ").split(", ")
+    ]
+    assert all((ROOT / path).is_dir() for path in paths), paths
     rooms = {path.parent.name for path in (ROOT / "tinystories_hf").glob("*/__init__.py")}
     assert {f"tinystories_hf/{room}/" for room in rooms} <= set(paths)
 
 
-STATED = README.split("## Results")[1].split("## Layout")[0]
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_every_path_and_link_of_the_documentation_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:tinystories_hf|tests|configs|scripts)/[\w./-]+)`", text):
+        assert (ROOT / path).exists(), path
+    for link in re.findall(r"\]\(([\w./-]+)[)#]", text):
+        assert (page.parent / link).exists(), link
+
+
+def test_the_pages_that_lead_are_short() -> None:
+    assert len(README.splitlines()) <= 150
+    assert len(SCALING.splitlines()) <= 120
+
+
+STATED = README.split("## Results")[1].split("## Quick start")[0]
 
 
 @pytest.mark.parametrize("text", [STATED, RESULTS], ids=["README", "docs/results.md"])

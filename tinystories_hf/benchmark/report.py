@@ -43,7 +43,7 @@ def summary(results: _Numbers) -> str:
             ("generation, against `pipeline`", "generation"),
         )
     ]
-    lines = ["| tokens/s | stock | ours | times |", "|---|---|---|---|"]
+    lines = ["| tokens/s | stock | this package | ratio |", "|---|---|---|---|"]
     for name, row in rows:
         stock, ours = row[STOCK], row[OURS]
         lines.append(

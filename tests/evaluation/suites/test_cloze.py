@@ -51,8 +51,9 @@ def test_there_are_at_least_forty_items_of_each_family() -> None:
 
 def test_the_pages_say_how_many_items_there_are() -> None:
     count = len(cloze_items())
-    assert f"{count} beginnings of ours" in (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"{count} items of ours" in (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{count} prompts with a single right next word" in readme
+    assert f"{count} items" in (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
 
 def test_items_of_a_group_differ_only_in_what_is_asked() -> None:
