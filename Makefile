@@ -7,7 +7,7 @@ QUICKSTART := runs/quickstart
 # Decides the order of the tests, which must not matter: `make test SEED=2` tries another one.
 SEED ?= 1
 
-.PHONY: quickstart test check lock clean
+.PHONY: quickstart test test-latest test-oldest check lock clean
 
 quickstart: $(VENV)/installed
 	@if [ -e $(QUICKSTART)/eval_results.json ]; then \
@@ -28,7 +28,17 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/mypy
+
+# The newest versions of all dependencies, and the oldest that pyproject.toml allows, each in an
+# environment of its own.
+test-latest test-oldest: test-%: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-$*
+	$(BIN)/uv pip install --quiet --python $(VENV)-$*/bin/python \
+		--resolution $(if $(filter oldest,$*),lowest-direct,highest) --editable ".[dev]"
+	$(VENV)-$*/bin/python -m pytest -n 2 --randomly-seed=$(SEED)
 
 lock: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet uv
@@ -48,4 +58,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-latest $(VENV)-oldest .mypy_cache .pytest_cache .ruff_cache

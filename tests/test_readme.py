@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
 from tests.conftest import ROOT, environment
@@ -124,6 +125,19 @@ def test_make_targets_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"\n{target}:" in makefile for target in targets)
     assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_workflow_and_the_commit_hooks_run_what_make_runs() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))
+    runs = workflow["jobs"]["test"]["strategy"]["matrix"]["include"]
+    assert {run["target"] for run in runs} == {"test", "test-oldest", "test-latest"}
+    assert all(f"{run['target']}" in makefile for run in runs)
+    assert workflow["permissions"] == {"contents": "read"}
+    checks = makefile.split("\ncheck:")[1].split("\n\n")[0]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    entries = [hook["entry"].split()[0] for hook in hooks["repos"][0]["hooks"]]
+    assert {Path(entry).name for entry in entries} == set(re.findall(r"\(BIN\)/([\w-]+)", checks))
 
 
 @pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
