@@ -24,6 +24,7 @@ from tinystories_hf.data.manifest import (
 )
 from tinystories_hf.data.prepare import prepare
 from tinystories_hf.data.tokenize import WordTokenizer
+from tinystories_hf.data.toy import TOY_FORMAT
 
 Parse = Callable[..., Arguments]
 
@@ -214,7 +215,7 @@ def test_the_manifest_is_json_with_all_counts(tiny_arguments: Parse) -> None:
     prepared = prepare_with(tiny_arguments)
     manifest = json.loads((prepared.path / "manifest.json").read_text())
     toy = manifest["train"]["source"]["toy"]
-    assert (toy["stories"], toy["seed"], len(toy["code_sha256"])) == (300, 0, 64)
+    assert toy == {"stories": 300, "seed": 0, "format": TOY_FORMAT}
     assert manifest["dtype"] == "uint16"
     kept = manifest["train"]["stories_kept"] + manifest["validation"]["stories_kept"]
     assert kept == 300

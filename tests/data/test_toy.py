@@ -4,7 +4,7 @@ import hashlib
 import re
 from itertools import islice
 
-from tinystories_hf.data.toy import BOYS, GIRLS, LOOKS, THINGS, toy_stories
+from tinystories_hf.data.toy import BOYS, GIRLS, LOOKS, THINGS, TOY_FORMAT, toy_stories
 
 NAMES = set(GIRLS) | set(BOYS)
 TOY_SHA256 = "6a9338146e44d85a08b85199f74706a6b618d6bfd03470a45ef0f24d0fafd1ac"
@@ -12,7 +12,8 @@ TOY_SHA256 = "6a9338146e44d85a08b85199f74706a6b618d6bfd03470a45ef0f24d0fafd1ac"
 
 def test_the_same_seed_gives_the_same_bytes_on_every_machine() -> None:
     text = "\n".join(toy_stories(1000, seed=0))
-    assert hashlib.sha256(text.encode()).hexdigest() == TOY_SHA256
+    found = (TOY_FORMAT, hashlib.sha256(text.encode()).hexdigest())
+    assert found == (1, TOY_SHA256), "the toy stories changed: raise toy.TOY_FORMAT"
 
 
 def test_another_seed_gives_other_stories() -> None:

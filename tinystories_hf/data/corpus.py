@@ -6,9 +6,7 @@ Stories are streamed: at most one block of text is in memory at a time.
 from __future__ import annotations
 
 import glob
-import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 
 from tinystories_hf.config.arguments import DataArguments
 from tinystories_hf.config.parsing import local_path
@@ -19,14 +17,6 @@ from tinystories_hf.data.readers.formats import endings_of, is_saved
 from tinystories_hf.data.splits import Corpus, OptionalStory, ReportProgress, Split, hold_out
 
 TOY = "toy"
-# The code that decides which stories a corpus has; part of the fingerprint of prepared rows.
-CODE_FILES = [
-    *(
-        Path(__file__).with_name(f"{name}.py")
-        for name in ("corpus", "hub_files", "local_files", "splits")
-    ),
-    *sorted(Path(__file__).with_name("readers").glob("*.py")),
-]
 
 
 def open_corpus(data: DataArguments) -> Corpus:
@@ -73,6 +63,5 @@ def _toy(data: DataArguments) -> Split:
             advance(1)
             yield story
 
-    code = hashlib.sha256(Path(toy.__file__).read_bytes()).hexdigest()
-    identity = {"toy": {"stories": data.toy_stories, "seed": data.toy_seed, "code_sha256": code}}
-    return Split(identity, stories, data.toy_stories)
+    identity = {"stories": data.toy_stories, "seed": data.toy_seed, "format": toy.TOY_FORMAT}
+    return Split({"toy": identity}, stories, data.toy_stories)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -23,12 +24,14 @@ from tinystories_hf.evaluation.subject import EvaluatedModel, load_model_to_eval
 from tinystories_hf.evaluation.suites.memorization import compare, draw_stories
 from tinystories_hf.evaluation.suites.ngrams import kgrams, rouge_precision, words_of
 from tinystories_hf.evaluation.suites.training_index import (
+    INDEX_FORMAT,
     TrainingIndex,
     load_training_index,
     write_index,
 )
 from tinystories_hf.evaluation.validation import occurs_in
 
+INDEX_SHA256 = "830c49171e5c147dae22168962b6ce1cb3264a1294629629afc6707b19a59a89"
 INDEX_FILES = ("manifest.json", "words.raw", "starts.npy", "vocabulary.txt")
 Damage = Callable[[Path], object]
 
@@ -119,6 +122,17 @@ def test_the_index_answers_as_brute_force_does_on_real_text(shared: Path, tmp_pa
     stories = [story for _, story in zip(range(700), read_text(source), strict=False)]
     found, expected = both_answers(generations(stories, 40, 1), stories, tmp_path / "index")
     assert found == expected
+
+
+def test_the_index_of_the_same_stories_is_the_same(tmp_path: Path) -> None:
+    index_of(["Zoé didn't run.", "She ran 12 miles;\n\nhe ran -- and ran!"], tmp_path / "index")
+    found = hashlib.sha256()
+    for name in INDEX_FILES[1:]:
+        found.update((tmp_path / "index" / name).read_bytes())
+    found.update(json.dumps(json.loads((tmp_path / "index/manifest.json").read_text())).encode())
+    assert (INDEX_FORMAT, found.hexdigest()) == (1, INDEX_SHA256), (
+        "the index changed: raise INDEX_FORMAT in training_index.py, and update the digest here"
+    )
 
 
 def test_a_word_is_known_where_it_stands_in_training(tmp_path: Path) -> None:
