@@ -1,8 +1,9 @@
 """Digests of prepared rows: a test fails if rows change without a new `ROWS_FORMAT`.
 
 The tokenizer is built by hand (byte-level, no merges), so that the digests do not depend on how a
-library trains one. They cover the rows, the remaining tokens, all counts and the validation stories,
-but not the bytes of the Arrow files, which another version of Arrow may write differently.
+library trains one. They cover the rows, the remaining tokens, all counts and the validation
+stories, but not the bytes of the Arrow files, which another version of Arrow may write
+differently.
 """
 
 from __future__ import annotations
