@@ -87,8 +87,8 @@ BAD_INPUT = {
     ),
     "indivisible batch": (("--per_device_train_batch_size", "3"), "global_batch_size 8 over 1"),
     "context too long": (("--context_length", "128"), "longer than max_position_embeddings 64"),
-    "another run": (("--output_dir", "taken"), "taken already holds a run (checkpoint-5)"),
-    "batch above corpus": (("--global_batch_size", "4096"), "more than the"),
+    "another run": (("--output_dir", "taken"), "taken already contains a run (checkpoint-5)"),
+    "batch above corpus": (("--global_batch_size", "4096"), "exceeds the"),
     "no Hub for the dataset": (("--dataset", "me/stories"), "could not reach http://127.0.0.1:9"),
     "no Hub for the tokenizer": (("--tokenizer", "me/tok"), "could not reach http://127.0.0.1:9"),
 }

@@ -156,7 +156,7 @@ def test_two_processes_train_on_the_same_stream_as_one(tmp_path: Path, tokenizer
     assert "epochs" not in card
     assert "verbatim" not in card
     again = train_forked(tmp_path / "2", *flags, *AUTO, num_processes=2)
-    assert "nothing is left to train" in again.stdout
+    assert "is already finished" in again.stdout
 
 
 @pytest.mark.parametrize(

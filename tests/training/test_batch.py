@@ -20,7 +20,7 @@ from tinystories_hf.training.batch import BatchPlan, plan_batch
         (7, 1, "null", BatchPlan(7, 1, 7, 1)),
     ],
 )
-def test_the_batch_is_stated_once_and_the_rest_derived(
+def test_per_device_batch_and_accumulation_are_derived_from_the_global_batch(
     tiny_arguments: Callable[..., Arguments],
     total: int,
     processes: int,

@@ -10,7 +10,7 @@ from tinystories_hf.core.run_record import SAMPLES_FILE
 from tinystories_hf.data.tokenizer import train_tokenizer
 from tinystories_hf.data.toy import toy_stories
 from tinystories_hf.generation.generate import Story
-from tinystories_hf.training.callbacks import ConsoleLog, EvaluateAtTheEnd, StorySamples, _quoted
+from tinystories_hf.training.callbacks import ConsoleLog, EvaluateAtEnd, StorySamples, _quoted
 
 
 @pytest.fixture
@@ -25,11 +25,11 @@ def state(step: int, main: bool = True) -> TrainerState:
 def test_an_evaluation_follows_the_last_step_only(trainer_arguments: TrainerArguments) -> None:
     for step, expected in ((99, False), (100, True)):
         control = TrainerControl()
-        EvaluateAtTheEnd().on_step_end(trainer_arguments, state(step), control)
+        EvaluateAtEnd().on_step_end(trainer_arguments, state(step), control)
         assert control.should_evaluate is expected
 
 
-def test_a_resumed_run_drops_the_samples_it_will_tell_again(
+def test_a_resumed_run_removes_the_samples_that_it_will_write_again(
     trainer_arguments: TrainerArguments, tmp_path: Path
 ) -> None:
     samples = StorySamples(train_tokenizer(toy_stories(200), 300, 64), ["Tom"], 0)
@@ -44,7 +44,7 @@ def test_a_resumed_run_drops_the_samples_it_will_tell_again(
     assert path.read_text() == begun
 
 
-def test_only_the_first_process_writes(
+def test_only_the_main_process_writes(
     trainer_arguments: TrainerArguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     samples = StorySamples(train_tokenizer(toy_stories(200), 300, 64), ["Tom"], 0)
@@ -56,7 +56,7 @@ def test_only_the_first_process_writes(
     assert capsys.readouterr().out == ""
 
 
-def test_a_log_line_can_be_read(
+def test_log_lines_are_readable(
     trainer_arguments: TrainerArguments, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = {
@@ -75,6 +75,6 @@ def test_a_log_line_can_be_read(
     ]
 
 
-def test_a_sample_is_a_quotation_and_says_when_it_was_cut() -> None:
+def test_a_sample_is_a_quotation_and_shows_where_it_was_cut_off() -> None:
     story = Story("Once", " there was.\n\nThe end", ended=False)
     assert _quoted(story) == "> **Once** there was.\n>\n> The end […]\n"

@@ -43,20 +43,22 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
-def test_what_the_trainer_saved_is_whole_and_holds_no_pickle_of_settings(run_dir: Path) -> None:
+def test_a_saved_checkpoint_is_valid_and_contains_no_pickle_of_arguments(run_dir: Path) -> None:
     found = newest_valid_checkpoint(run_dir)
-    assert found.passed_over == []
+    assert found.skipped == []
     assert found.checkpoint is not None
     assert found.checkpoint.path.name == "checkpoint-20"
-    assert found.checkpoint.seal.step == 20
+    assert found.checkpoint.record.step == 20
     names = {path.name for path in found.checkpoint.path.iterdir()}
-    assert names == {*found.checkpoint.seal.files, CHECKPOINT_RECORD}
+    assert names == {*found.checkpoint.record.files, CHECKPOINT_RECORD}
     assert {"model.safetensors", "optimizer.pt", "rng_state.pth", "progress.json"} <= names
     assert "training_args.bin" not in names
     assert not list(run_dir.glob(".unfinished*"))
 
 
-def test_every_damage_to_every_file_is_seen_and_the_one_before_is_taken(run_dir: Path) -> None:
+def test_any_damage_is_detected_and_the_previous_checkpoint_is_used(
+    run_dir: Path,
+) -> None:
     newest = run_dir / "checkpoint-20"
     for path in sorted(newest.iterdir()):
         for name, damage in DAMAGES.items():
@@ -65,20 +67,20 @@ def test_every_damage_to_every_file_is_seen_and_the_one_before_is_taken(run_dir:
             found = newest_valid_checkpoint(run_dir)
             assert found.checkpoint is not None
             assert found.checkpoint.path.name == "checkpoint-10", (path.name, name)
-            assert len(found.passed_over) == 1
-            assert str(newest) in found.passed_over[0]
-            assert path.name in found.passed_over[0], (name, found.passed_over)
+            assert len(found.skipped) == 1
+            assert str(newest) in found.skipped[0]
+            assert path.name in found.skipped[0], (name, found.skipped)
             path.write_bytes(kept)
-    assert newest_valid_checkpoint(run_dir).passed_over == [], "the comparison can pass"
+    assert newest_valid_checkpoint(run_dir).skipped == [], "an undamaged checkpoint is valid"
 
 
-def test_a_checkpoint_under_the_name_of_another_step_is_not_whole(run_dir: Path) -> None:
+def test_a_checkpoint_renamed_to_another_step_is_not_valid(run_dir: Path) -> None:
     (run_dir / "checkpoint-20").rename(run_dir / "checkpoint-30")
     found = newest_valid_checkpoint(run_dir)
     assert found.checkpoint is not None
     assert found.checkpoint.path.name == "checkpoint-10"
-    assert "is of step 20" in found.passed_over[0]
-    with pytest.raises(UserError, match=r"checkpoint-30 is not a whole checkpoint: its"):
+    assert "is for step 20" in found.skipped[0]
+    with pytest.raises(UserError, match=r"checkpoint-30 is not a valid checkpoint: its"):
         read_checkpoint(run_dir / "checkpoint-30")
 
 
@@ -101,11 +103,11 @@ def test_an_interrupted_save_leaves_the_checkpoints_as_they_were(tmp_path: Path)
         (aside / "checkpoint-20").mkdir()
         raise KeyboardInterrupt
     assert names(tmp_path) == ["checkpoint-10"]
-    # A process that is killed cleans nothing up: the next save does.
-    (tmp_path / checkpoints.ASIDE / "checkpoint-20").mkdir(parents=True)
+    # A killed process does not clean up: the next save does.
+    (tmp_path / checkpoints.TEMPORARY_FOLDER / "checkpoint-20").mkdir(parents=True)
     found = newest_valid_checkpoint(tmp_path)
     assert found.checkpoint is not None
-    assert (found.checkpoint.path.name, found.passed_over) == ("checkpoint-10", [])
+    assert (found.checkpoint.path.name, found.skipped) == ("checkpoint-10", [])
     small(tmp_path, 20)
     assert names(tmp_path) == ["checkpoint-10", "checkpoint-20"]
 
@@ -118,10 +120,10 @@ def test_a_damaged_checkpoint_is_kept_when_its_step_is_saved_again(tmp_path: Pat
     assert names(tmp_path) == ["checkpoint-10", "damaged-checkpoint-10", "damaged-checkpoint-10-2"]
     assert (tmp_path / "damaged-checkpoint-10/model.safetensors").read_text() == "damage 1"
     small(tmp_path, 10)
-    assert len(names(tmp_path)) == 3, "a whole one is replaced"
+    assert len(names(tmp_path)) == 3, "a valid one is replaced"
 
 
-def test_retention_counts_whole_checkpoints_alone(tmp_path: Path) -> None:
+def test_only_valid_checkpoints_count_for_the_limit(tmp_path: Path) -> None:
     for step in (5, 10, 15, 20):
         small(tmp_path, step)
     (tmp_path / "checkpoint-15" / "model.safetensors").write_text("damage")
@@ -134,10 +136,10 @@ def test_retention_counts_whole_checkpoints_alone(tmp_path: Path) -> None:
     ]
 
 
-def test_retention_keeps_what_was_just_saved_though_a_newer_one_looks_whole(tmp_path: Path) -> None:
+def test_the_checkpoint_just_saved_is_kept_although_a_newer_one_looks_valid(tmp_path: Path) -> None:
     for step in (10, 15, 20):
         small(tmp_path, step)
-    flip(tmp_path / "checkpoint-20" / "model.safetensors")  # so the run went on from 10
+    flip(tmp_path / "checkpoint-20" / "model.safetensors")  # so the run resumed from 10
     delete_old_checkpoints(tmp_path, 15, 1)
     assert names(tmp_path) == ["checkpoint-15", "checkpoint-20"]
     small(tmp_path, 20)
@@ -145,12 +147,12 @@ def test_retention_keeps_what_was_just_saved_though_a_newer_one_looks_whole(tmp_
     assert names(tmp_path) == ["checkpoint-20", "damaged-checkpoint-20"]
 
 
-def test_a_full_disk_is_told_before_it_is_reached(
+def test_too_little_disk_space_is_reported_before_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small(tmp_path, 10)
     free = shutil.disk_usage(tmp_path).free
-    full = pytest.raises(RunError, match=r"a checkpoint takes .* MB are free; make space")
+    full = pytest.raises(RunError, match=r"a checkpoint needs .* MB are free; free disk space")
     with full, writing_checkpoint(tmp_path, 2 * free):
         pass
     assert names(tmp_path) == ["checkpoint-10"]

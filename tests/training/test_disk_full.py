@@ -1,4 +1,4 @@
-"""A disk that is really full: a small file system, in a namespace of its own."""
+"""A full disk, tested with a small file system in its own mount namespace."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MOUNT = "mount -t tmpfs -o size={size} tmpfs {place}"
 def in_a_small_file_system(
     folder: Path, script: str, **extra: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a shell script where mounts are its own, or skip where the system allows none."""
+    """Run a shell script in its own mount namespace; skip if the system does not allow it."""
     if shutil.which("unshare") is None:
         pytest.skip("needs unshare (util-linux) to make a small file system")
     words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-euc"]
     (folder / "small").mkdir()
     probe = MOUNT.format(size="1m", place="small")
     if subprocess.run([*words, probe], cwd=folder, capture_output=True, check=False).returncode:
-        pytest.skip("this system lets no user mount a small file system")
+        pytest.skip("this system does not let users mount a file system")
     (folder / "tiny.yaml").write_text(TINY_CONFIG)
     train = f"{sys.executable} {ROOT / 'scripts/train.py'} --config tiny.yaml"
     return subprocess.run(
@@ -40,7 +40,7 @@ def in_a_small_file_system(
     )
 
 
-def test_publishing_on_a_full_disk_keeps_the_run_and_goes_on_when_there_is_space(
+def test_publishing_on_a_full_disk_keeps_the_run_and_works_once_there_is_space(
     tmp_path: Path, trained_run: Path, mine: LoopbackHub
 ) -> None:
     shutil.copytree(trained_run, tmp_path / "copy")
@@ -93,7 +93,9 @@ for name, write in ways.items():
 """
 
 
-def test_every_library_that_writes_is_understood_when_the_disk_is_full(tmp_path: Path) -> None:
+def test_a_full_disk_is_recognized_for_every_library_that_writes(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "write.py").write_text(WRITE)
     script = "\n".join(
         [
@@ -108,7 +110,7 @@ def test_every_library_that_writes_is_understood_when_the_disk_is_full(tmp_path:
     assert done.stdout.splitlines() == [f"{name} ['checkpoint-10']" for name in ways]
 
 
-def test_preparation_on_a_full_disk_leaves_nothing_and_goes_on_when_there_is_space(
+def test_preparation_on_a_full_disk_leaves_nothing_and_works_once_there_is_space(
     tmp_path: Path,
 ) -> None:
     script = "\n".join(
@@ -124,14 +126,14 @@ def test_preparation_on_a_full_disk_leaves_nothing_and_goes_on_when_there_is_spa
     assert done.returncode == 0, done.stderr
     first, rest = done.stdout.splitlines()[0], done.stdout.splitlines()[1]
     assert first == "code 1"
-    assert rest.startswith("model"), "nothing was left behind"
+    assert rest.startswith("model"), "no file was left behind"
     (line, *_) = done.stderr.splitlines()
     assert line.startswith("error: preparing: no space left on the disk of small/rows/toy-64-")
     assert "make space and give the same command again" in line
     assert "Traceback" not in done.stderr
 
 
-def test_a_run_on_a_full_disk_keeps_its_checkpoints_and_goes_on_when_there_is_space(
+def test_a_run_on_a_full_disk_keeps_its_checkpoints_and_resumes_once_there_is_space(
     tmp_path: Path,
 ) -> None:
     run = (
@@ -144,7 +146,7 @@ def test_a_run_on_a_full_disk_keeps_its_checkpoints_and_goes_on_when_there_is_sp
             f"{run} && exit 9; echo code $?; ls -A small",
             "mount -o remount,size=16m small",
             f"{run} > out.txt & while ! test -e small/run/checkpoint-40; do sleep 0.05; done",
-            # Something else takes the space that was there when the run began.
+            # Another file takes the space that was free when the run started.
             "head -c 12000000 /dev/zero > small/other || true",
             "wait $! && exit 9; echo code $?; ls -A small/run; ls -A small/run/checkpoint-*",
             "rm small/other",
@@ -155,12 +157,12 @@ def test_a_run_on_a_full_disk_keeps_its_checkpoints_and_goes_on_when_there_is_sp
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert "output_dir: 2 checkpoints and the model need 14 MB and 13 MB are free" in said[0]
-    assert "a checkpoint takes 5 MB and" in said[1]
+    assert "output_dir: 2 checkpoints and the model need 14 MB, but only 13 MB are free" in said[0]
+    assert "a checkpoint needs 5 MB, but" in said[1]
     lines = done.stdout.splitlines()
-    assert lines[:2] == ["code 2", "code 1"], "the first was refused, and left nothing"
+    assert lines[:2] == ["code 2", "code 1"], "the first run was refused and left nothing behind"
     kept = [line for line in lines if line.startswith("checkpoint-")]
     assert len(kept) == 2
-    assert sum(line == "checkpoint.json" for line in lines) == 2, "both are whole"
+    assert sum(line == "checkpoint.json" for line in lines) == 2, "both are valid"
     newest = max(kept, key=lambda name: int(name.partition("-")[2]))
     assert f"run         small/run, resumed from small/run/{newest}" in lines

@@ -1,4 +1,4 @@
-"""What ends a run, and what it leaves behind: NaN, no memory, dead processes, two runs at once."""
+"""Failures of a run: NaN, out of memory, crashed processes, two runs in one directory."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def wait_for(folder: Path, words: str, running: subprocess.Popen[str]) -> None:
             return
         assert running.poll() is None, (folder / "err.txt").read_text()
         time.sleep(0.1)
-    raise AssertionError(f"never said {words}")
+    raise AssertionError(f"{words} was never printed")
 
 
-def test_the_first_loss_that_is_no_number_is_named() -> None:
+def test_the_first_loss_that_is_not_finite_is_reported() -> None:
     losses = [StepLoss(step, 1e-3, torch.tensor(loss)) for step, loss in
               ((7, 2.0), (8, float("inf")), (9, float("nan")))]  # fmt: skip
     check_losses([], None)
@@ -42,12 +42,12 @@ def test_the_first_loss_that_is_no_number_is_named() -> None:
     check_weights(model, 9, None)
     model.weight.data[0, 0] = torch.nan
     with pytest.raises(
-        RunError, match="after step 9 and are not saved; the last good checkpoint is"
+        RunError, match="after step 9 and are not saved; the last valid checkpoint is"
     ):
         check_weights(model, 9, "run/checkpoint-5")
 
 
-def test_a_run_that_blows_up_stops_and_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
+def test_a_run_that_diverges_stops_and_keeps_its_last_valid_checkpoint(tmp_path: Path) -> None:
     wild = ("--learning_rate", "1e18", "--warmup_steps", "5", "--max_grad_norm", "0")
     running = start(tmp_path, *wild, "--save_steps", "1", "--eval_steps", "100")
     assert running.wait(timeout=120) == 1
@@ -56,22 +56,22 @@ def test_a_run_that_blows_up_stops_and_keeps_its_last_good_checkpoint(tmp_path: 
     assert "start a new run with a lower learning_rate" in line
     saved = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
     assert saved
-    assert f"the last good checkpoint is run/{max(saved)}" in line
+    assert f"the last valid checkpoint is run/{max(saved)}" in line
     record = (tmp_path / "run" / "run.json").read_text()
     assert '"status": "failed"' in record
 
 
-def test_out_of_memory_names_the_settings_to_change(tmp_path: Path) -> None:
+def test_an_out_of_memory_error_names_the_settings_to_change(tmp_path: Path) -> None:
     large = ("--global_batch_size", "1024", "--per_device_train_batch_size", "1024",
              "--hidden_size", "256", "--num_layers", "8")  # fmt: skip
     running = start(tmp_path, *large, limit="ulimit -v 4500000;")
     assert running.wait(timeout=200) == 1
     (line,) = (tmp_path / "err.txt").read_text().splitlines()
-    assert "out of memory with per_device_train_batch_size 1024 and rows of 64" in line
+    assert "out of memory with per_device_train_batch_size 1024 and context_length 64" in line
     assert "--per_device_train_batch_size 512" in line
 
 
-def test_of_two_runs_in_one_directory_one_is_refused(tmp_path: Path) -> None:
+def test_the_second_run_in_one_directory_is_refused(tmp_path: Path) -> None:
     both = [start(tmp_path, *LONG) for _ in range(2)]
     try:
         for _ in range(600):
@@ -82,7 +82,7 @@ def test_of_two_runs_in_one_directory_one_is_refused(tmp_path: Path) -> None:
         (refused,) = ended
         assert refused.returncode == 2
         said = (tmp_path / "err.txt").read_text()
-        assert "another run is writing into run" in said or "already holds a run" in said
+        assert "another run is writing into run" in said or "already contains a run" in said
         (other,) = [running for running in both if running is not refused]
         wait_for(tmp_path, "loss", other)
     finally:
@@ -91,19 +91,19 @@ def test_of_two_runs_in_one_directory_one_is_refused(tmp_path: Path) -> None:
             running.wait()
 
 
-def test_a_reader_that_dies_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
+def test_a_crashed_data_loader_worker_ends_the_run_with_one_message(tmp_path: Path) -> None:
     running = start(tmp_path, *LONG, "--dataloader_num_workers", "1")
     wait_for(tmp_path, "loss", running)
-    (reader,) = psutil.Process(running.pid).children()
-    reader.kill()
+    (worker,) = psutil.Process(running.pid).children()
+    worker.kill()
     code = running.wait(timeout=60)
     said = (tmp_path / "err.txt").read_text()
     assert code == 1, said
-    assert "error: a process that reads rows is gone" in said
+    assert "error: a data-loader worker crashed" in said
     assert "Traceback" not in said
 
 
-def test_when_one_process_of_two_dies_the_other_ends(tmp_path: Path) -> None:
+def test_if_one_of_two_processes_dies_the_other_ends(tmp_path: Path) -> None:
     running = start(tmp_path, *LONG, launcher=(*LAUNCH, "--num_processes", "2"))
     wait_for(tmp_path, "loss", running)
     first, second = psutil.Process(running.pid).children()
@@ -114,7 +114,7 @@ def test_when_one_process_of_two_dies_the_other_ends(tmp_path: Path) -> None:
     assert time.monotonic() - began < 60
 
 
-def test_a_run_whose_launcher_is_killed_saves_and_ends(tmp_path: Path) -> None:
+def test_a_run_whose_launcher_is_killed_saves_a_checkpoint_and_ends(tmp_path: Path) -> None:
     launcher = (*LAUNCH, "--num_processes", "1")
     running = start(tmp_path, *LONG, "--save_steps", "100000", launcher=launcher)
     wait_for(tmp_path, "loss", running)
@@ -126,14 +126,14 @@ def test_a_run_whose_launcher_is_killed_saves_and_ends(tmp_path: Path) -> None:
     assert list((tmp_path / "run").glob("checkpoint-*"))
 
 
-def test_a_refusal_of_the_first_process_ends_the_others_without_a_traceback(
+def test_an_error_of_the_main_process_ends_the_others_without_a_traceback(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY_CONFIG)
     (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
     done = run_forked(tmp_path, script, "train.py", ["--config", "tiny.yaml"], num_processes=2)
     first, second = done.stderr.splitlines()
-    assert "error: output_dir: run already holds a run" in first
+    assert "error: output_dir: run already contains a run" in first
     assert second == (
-        "error (process 1): another process of this run has ended; its message says why"
+        "error (process 1): another process of this run has ended; see its error message"
     )

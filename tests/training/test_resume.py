@@ -1,4 +1,4 @@
-"""A run that is stopped, damaged, moved to other processes or given other settings."""
+"""Resume runs that were stopped or damaged, with other processes or with other settings."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from tinystories_hf.training.trainer_arguments import build_trainer_arguments
 
 Parse = Callable[..., Arguments]
 DROPOUT = ("--attention_dropout", "0.1", "--embed_dropout", "0.1", "--resid_dropout", "0.1")
-# A log every third step and a checkpoint every tenth: a running loss is under way at each. Two
-# batches of evaluation: there is a middle.
+# A log every third step and a checkpoint every tenth, so that each checkpoint has a running loss.
+# Two evaluation batches, so that a stop can come between them.
 UNEVEN = (
     *("--logging_steps", "3", "--max_steps", "20", "--per_device_eval_batch_size", "4"),
     *DROPOUT,
@@ -58,7 +58,7 @@ def train_here(arguments: Arguments, stop: StopRequest | None = None, *also: Any
 
 
 def log_of(trainer: StoryTrainer) -> list[dict[str, Any]]:
-    """Return the log without times; and without its summary, which only a whole session has."""
+    """Return the log without times, and without its summary, which a stopped session lacks."""
     return [entry for entry in untimed(trainer.state.log_history) if "train_loss" not in entry]
 
 
@@ -82,7 +82,7 @@ class AskToStop(TrainerCallback):
         ("on_step_end", 20, 20),
     ],
 )
-def test_a_stop_anywhere_leaves_no_trace_in_log_samples_or_weights(
+def test_a_stop_at_any_point_does_not_change_log_samples_or_weights(
     tiny_arguments: Parse, tmp_path: Path, event: str, step: int, saved: int
 ) -> None:
     whole = train_here(tiny_arguments(*UNEVEN, "--output_dir", str(tmp_path / "whole")))
@@ -102,7 +102,7 @@ def test_a_stop_anywhere_leaves_no_trace_in_log_samples_or_weights(
 
 
 class Killed(BaseException):
-    """What no code of the run can see coming."""
+    """An exception that no code of the run handles."""
 
 
 class Kill(AskToStop):
@@ -111,7 +111,7 @@ class Kill(AskToStop):
             raise Killed
 
 
-def test_stories_of_an_evaluation_that_was_made_up_for_are_told_once_though_the_run_dies_then(
+def test_samples_of_a_postponed_evaluation_appear_once_even_if_the_run_is_killed_then(
     tiny_arguments: Parse, tmp_path: Path
 ) -> None:
     resumed = tiny_arguments(*UNEVEN, "--resume_from_checkpoint", "auto")
@@ -125,10 +125,10 @@ def test_stories_of_an_evaluation_that_was_made_up_for_are_told_once_though_the_
     assert [samples.count(f"## Step {step}\n") for step in (10, 20)] == [1, 1]
 
 
-def test_a_run_goes_on_in_a_later_epoch_and_with_accumulation(
+def test_a_run_resumes_in_a_later_epoch_and_with_accumulation(
     tiny_arguments: Parse, tmp_path: Path
 ) -> None:
-    # Fewer than 10 steps in an epoch: step 13 lies inside the second.
+    # Fewer than 10 steps per epoch: step 13 is in the middle of the second.
     few = ("--toy_stories", "60", "--global_batch_size", "32")
     flags = (*UNEVEN, *few, "--per_device_train_batch_size", "16")
     whole = train_here(tiny_arguments(*flags, "--output_dir", str(tmp_path / "whole")))
@@ -143,7 +143,7 @@ def test_a_run_goes_on_in_a_later_epoch_and_with_accumulation(
     assert log_of(other) != log_of(whole), "the comparison can fail"
 
 
-def test_a_run_may_be_made_longer_where_its_schedule_is_open(
+def test_a_run_may_be_extended_if_its_schedule_does_not_depend_on_its_length(
     tiny_arguments: Parse, tmp_path: Path
 ) -> None:
     constant = (*DROPOUT, "--lr_scheduler_type", "constant")
@@ -153,7 +153,7 @@ def test_a_run_may_be_made_longer_where_its_schedule_is_open(
     assert log_of(longer) == log_of(whole)
 
 
-def test_how_often_a_run_is_watched_does_not_change_it(
+def test_logging_evaluating_and_saving_do_not_change_a_run(
     tiny_arguments: Parse, tmp_path: Path
 ) -> None:
     weights = []
@@ -165,7 +165,7 @@ def test_how_often_a_run_is_watched_does_not_change_it(
     assert weights[0] == weights[1]
 
 
-def test_rows_read_ahead_by_another_process_do_not_change_where_a_run_goes_on(
+def test_data_loader_workers_do_not_change_where_a_run_resumes(
     tiny_arguments: Parse, tmp_path: Path
 ) -> None:
     whole = train_here(tiny_arguments(*UNEVEN, "--output_dir", str(tmp_path / "whole")))
@@ -177,17 +177,16 @@ def test_rows_read_ahead_by_another_process_do_not_change_where_a_run_goes_on(
     assert log_of(train_here(ahead)) == log_of(whole)
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_sentence(
-    trained_run: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_checkpoint_is_skipped_with_a_message(trained_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained_run, tmp_path / "run"))
     weights = (run / "model.safetensors").read_bytes()
     flip(run / "checkpoint-20" / "optimizer.pt")
     (run / "model.safetensors").unlink()
-    # Launched, as the first was: it has other threads, and its sums other last digits.
+    # Launched as the first run was: another number of threads changes the rounding of sums.
     said = train_tiny(tmp_path, "--resume_from_checkpoint", "auto", num_processes=1)
-    assert "passed over run/checkpoint-20 is not a whole checkpoint: optimizer.pt has other" in (
-        said.stdout
+    assert (
+        "skipped     run/checkpoint-20 is not a valid checkpoint: the content of optimizer.pt"
+        in (said.stdout)
     )
     assert "resumed from run/checkpoint-10" in said.stdout
     assert "Traceback" not in said.stderr
@@ -197,24 +196,24 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_sentence(
     assert [session["status"] for session in record["sessions"]] == ["finished", "finished"]
 
 
-def test_where_every_checkpoint_is_damaged_the_run_is_refused(
+def test_resuming_is_refused_if_every_checkpoint_is_damaged(
     run_dir: Path, tiny_arguments: Parse
 ) -> None:
     for step in (10, 20):
         flip(run_dir / f"checkpoint-{step}" / "model.safetensors")
-    with pytest.raises(UserError, match=r"is whole \(.*checkpoint-20.*; .*checkpoint-10.*\); move"):
+    with pytest.raises(UserError, match=r"is valid \(.*checkpoint-20.*; .*checkpoint-10.*\); move"):
         where_to_start(tiny_arguments("--resume_from_checkpoint", "auto").training)
-    with pytest.raises(UserError, match=r"model\.safetensors has other bytes"):
+    with pytest.raises(UserError, match=r"the content of model\.safetensors has changed"):
         where_to_start(
             tiny_arguments("--resume_from_checkpoint", str(run_dir / "checkpoint-10")).training
         )
 
 
 def continued(arguments: Arguments, run: Path) -> None:
-    """Look whether a run of these settings may go on from a checkpoint of another."""
+    """Check whether these settings may resume from the checkpoint of another run."""
     start = where_to_start(arguments.training)
     assert start.checkpoint is not None
-    check_same_run(start.checkpoint, trainer_of(arguments).trajectory)
+    check_same_run(start.checkpoint, trainer_of(arguments).weight_settings)
 
 
 AUTO = ("--resume_from_checkpoint", "auto")
@@ -234,16 +233,16 @@ AUTO = ("--resume_from_checkpoint", "auto")
         (("--drop_empty",), r"cleaning was \[\], is \['drop_empty'\]"),
     ],
 )
-def test_settings_that_would_change_the_result_are_refused_by_name(
+def test_settings_that_would_change_the_weights_are_refused_by_name(
     run_dir: Path, tiny_arguments: Parse, flags: tuple[str, ...], words: str
 ) -> None:
     before = sorted(run_dir.rglob("*"))
-    with pytest.raises(UserError, match=f"differs in what decides its weights: .*{words}"):
+    with pytest.raises(UserError, match=f"other settings that determine the weights: .*{words}"):
         continued(tiny_arguments(*AUTO, *flags), run_dir)
     assert sorted(run_dir.rglob("*")) == before
 
 
-def test_more_steps_of_a_schedule_that_depends_on_them_are_refused_with_the_reason(
+def test_more_steps_are_refused_with_the_reason_if_the_schedule_depends_on_them(
     run_dir: Path, tiny_arguments: Parse
 ) -> None:
     reason = r"\(with lr_scheduler_type linear the learning rate of each step depends on the number"
@@ -254,19 +253,19 @@ def test_more_steps_of_a_schedule_that_depends_on_them_are_refused_with_the_reas
     assert "lr_scheduler_type" not in str(caught.value)
 
 
-def test_a_run_directory_in_place_of_a_checkpoint_is_refused_with_the_newest_inside(
+def test_a_run_directory_instead_of_a_checkpoint_is_refused_with_its_newest_checkpoint(
     run_dir: Path, tiny_arguments: Parse
 ) -> None:
     training = tiny_arguments("--resume_from_checkpoint", str(run_dir)).training
     for newest in ("checkpoint-20", "checkpoint-10"):
-        with pytest.raises(UserError, match=rf"is a run, not a checkpoint; .*/{newest}:"):
+        with pytest.raises(UserError, match=rf"is a run directory, not a checkpoint; .*/{newest},"):
             where_to_start(training)
         flip(run_dir / newest / "model.safetensors")
-    with pytest.raises(UserError, match="not a whole checkpoint"):
+    with pytest.raises(UserError, match="not a valid checkpoint"):
         where_to_start(training)
 
 
-def test_settings_that_only_watch_may_change(run_dir: Path, tiny_arguments: Parse) -> None:
+def test_all_other_settings_may_change(run_dir: Path, tiny_arguments: Parse) -> None:
     watching = ("--logging_steps", "2", "--eval_steps", "5", "--save_steps", "4",
                 "--save_total_limit", "1", "--max_eval_rows", "4", "--run_name", "other",
                 "--dataloader_num_workers", "1", "--attn_implementation", "eager")  # fmt: skip
@@ -274,13 +273,15 @@ def test_settings_that_only_watch_may_change(run_dir: Path, tiny_arguments: Pars
     start = where_to_start(arguments.training)
     assert start.checkpoint is not None
     assert (
-        setting_differences(start.checkpoint.seal.trajectory, trainer_of(arguments).trajectory)
+        setting_differences(
+            start.checkpoint.record.trajectory, trainer_of(arguments).weight_settings
+        )
         == []
     )
     continued(arguments, run_dir)
 
 
-def test_differences_name_what_is_nested_and_what_is_new() -> None:
+def test_differences_name_nested_and_new_settings() -> None:
     then, now = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}
     assert setting_differences(then, now) == [
         "a.c was 2, is 4",
@@ -289,7 +290,7 @@ def test_differences_name_what_is_nested_and_what_is_new() -> None:
     ]
 
 
-def test_a_run_goes_on_with_other_processes_where_there_is_no_dropout(tmp_path: Path) -> None:
+def test_a_run_without_dropout_resumes_with_another_number_of_processes(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     train_forked(one, "--save_total_limit", "null")
@@ -314,7 +315,7 @@ def test_with_dropout_other_processes_are_refused(tiny_arguments: Parse, tmp_pat
     start = where_to_start(tiny_arguments(*UNEVEN, *AUTO).training)
     assert start.checkpoint is not None
     trainer = trainer_of(arguments)
-    two = {**trainer.trajectory, "processes": 2, "per_device_train_batch_size": 4}
+    two = {**trainer.weight_settings, "processes": 2, "per_device_train_batch_size": 4}
     with pytest.raises(UserError, match="processes was 1, is 2; per_device_train_batch_size was 8"):
         check_same_run(start.checkpoint, two)
     assert trainer.plan == BatchPlan(8, 1, 8, 1)
@@ -324,6 +325,6 @@ def test_a_finished_run_is_not_trained_again(trained_run: Path, tmp_path: Path) 
     run = Path(shutil.copytree(trained_run, tmp_path / "run"))
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
     said = train_forked(tmp_path, *AUTO)
-    assert "is finished; nothing is left to train" in said.stdout
+    assert "is already finished" in said.stdout
     after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
     assert after == before

@@ -1,4 +1,4 @@
-"""The same global batch and the same losses on one process, on several, on several machines."""
+"""The same global batch and losses with one process, several processes and several machines."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def losses(folder: Path) -> dict[int, float]:
 
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a run by one process."""
+    """Return the folder of a run with one process."""
     return made_once(tmp_path_factory, "alone", lambda folder: train_forked(folder, *FLAGS))
 
 
 def check_the_same(folder: Path, alone: Path, processes: int) -> None:
-    """Look whether a run learnt as the one did, and whether its files were written once."""
+    """Check that a run has the losses of the one in `alone`, and wrote its files once."""
     expected, found = losses(alone), losses(folder)
     assert len(expected) == len(found) == 50
     assert max(abs(expected[step] - found[step]) for step in expected) < 1e-4
-    assert expected[1] > expected[50] + 0.5, "and both learn"
+    assert expected[1] > expected[50] + 0.5, "both losses fall"
     record = json.loads((folder / "run" / "run.json").read_text())
     (session,) = record["sessions"]
     assert session["batch"]["num_processes"] == processes
@@ -54,7 +54,7 @@ def test_more_processes_train_as_one(tmp_path: Path, alone: Path) -> None:
 
 
 def train_on_two_machines(*folders: Path) -> list[tuple[int, str, str]]:
-    """Start one process in each folder, as two launchers that know of each other."""
+    """Start one process in each folder, as two launchers that form one group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -85,7 +85,7 @@ def test_two_machines_train_as_one(tmp_path: Path, alone: Path) -> None:
     assert [code for code, _, _ in said] == [0, 0], said
     check_the_same(tmp_path, alone, 2)
     once = [out.count("step 50/50  loss") for _, out, _ in said]
-    assert once == [1, 0], "one of them says it"
+    assert once == [1, 0], "only the main process prints it"
 
 
 def test_machines_that_do_not_share_the_run_directory_are_refused(tmp_path: Path) -> None:
@@ -95,5 +95,5 @@ def test_machines_that_do_not_share_the_run_directory_are_refused(tmp_path: Path
         (folder / "tiny.yaml").write_text(TINY_CONFIG)
     said = train_on_two_machines(*folders)
     assert all(code != 0 for code, _, _ in said)
-    assert "output_dir: run of the first machine is not there on this one" in said[1][2]
+    assert "output_dir: run of the first machine does not exist on this one" in said[1][2]
     assert not (folders[1] / "run").exists()

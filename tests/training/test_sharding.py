@@ -1,4 +1,4 @@
-"""Training with configs/accelerate/fsdp.yaml is training: on the CPU, over gloo."""
+"""Sharded training with configs/accelerate/fsdp.yaml, on the CPU over gloo."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tinystories_hf.benchmark.counting import sharded_checkpoint_bytes
 from tinystories_hf.config.command_line import parse_arguments
 from tinystories_hf.hub.publish import _MODEL_FILES
 
-# With dropout, so that it shows where an evaluation in between moves the generators.
+# With dropout, so that an evaluation that changes the random state is detected.
 FEW = (
     *(*DROPOUT, "--max_steps", "10", "--eval_steps", "5"),
     *("--save_steps", "5", "--save_total_limit", "null"),
@@ -27,7 +27,7 @@ FEW = (
 
 
 def train_sharded(folder: Path, *flags: str) -> dict[int, float]:
-    """Train the tiny model on two processes that share its weights; return each step's loss."""
+    """Train the tiny model sharded over two processes; return the loss of each step."""
     launcher = (ROOT / "configs" / "accelerate" / "fsdp.yaml").read_text()
     (folder / "fsdp.yaml").write_text(launcher.replace("use_cpu: false", "use_cpu: true"))
     (folder / "tiny.yaml").write_text(TINY_CONFIG)
@@ -50,27 +50,25 @@ def train_sharded(folder: Path, *flags: str) -> dict[int, float]:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return folders with a run: two processes that each hold the model, and two that share it."""
+    """Return the folders of a replicated and of a sharded run, with two processes each."""
     return (
         made_once(tmp_path_factory, "plain", lambda it: train_forked(it, *FEW, num_processes=2)),
         made_once(tmp_path_factory, "sharded", lambda it: train_sharded(it, *FEW)),
     )
 
 
-def test_shares_of_a_model_train_as_the_whole_does(runs: tuple[Path, Path]) -> None:
+def test_a_sharded_model_has_the_losses_of_a_replicated_one(runs: tuple[Path, Path]) -> None:
     plain, sharded = (losses(history(folder / "run")) for folder in runs)
     assert len(plain) == len(sharded) == 10
     assert max(abs(plain[step] - sharded[step]) for step in plain) < 1e-4
-    assert sharded[10] < sharded[1] - 0.5, "and it learns"
-    # What sharded training alone writes, so that it was.
+    assert sharded[10] < sharded[1] - 0.5, "the loss falls"
+    # Only sharded training writes this file: the run was sharded.
     checkpoints = [folder / "run" / "checkpoint-5" for folder in runs]
     assert [(path / "pytorch_model_fsdp.bin").exists() for path in checkpoints] == [False, True]
 
 
 @pytest.mark.parametrize("place", ["run", "run/checkpoint-10"])
-def test_a_model_trained_in_shares_is_saved_as_any_other(
-    runs: tuple[Path, Path], place: str
-) -> None:
+def test_a_sharded_model_is_saved_like_any_other(runs: tuple[Path, Path], place: str) -> None:
     plain, sharded = (folder / place for folder in runs)
     found = [
         sorted(path.name for pattern in _MODEL_FILES for path in folder.glob(pattern))
@@ -79,22 +77,22 @@ def test_a_model_trained_in_shares_is_saved_as_any_other(
     assert found[0] == found[1]
     assert (plain / "config.json").read_bytes() == (sharded / "config.json").read_bytes()
     first, second = (load_file(folder / "model.safetensors") for folder in (plain, sharded))
-    assert first.keys() == second.keys(), "the tied head stands there once"
+    assert first.keys() == second.keys(), "the tied head is saved once"
     assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
     model = transformers.GPTNeoForCausalLM.from_pretrained(sharded)
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
-def test_a_sharded_checkpoint_is_as_large_as_counted(runs: tuple[Path, Path]) -> None:
+def test_a_sharded_checkpoint_has_the_expected_size(runs: tuple[Path, Path]) -> None:
     checkpoint = runs[1] / "run" / "checkpoint-10"
     names = ("model.safetensors", "pytorch_model_fsdp.bin", "optimizer.bin")
     found = sum((checkpoint / name).stat().st_size for name in names)
     shape = parse_arguments(["--config", str(runs[1] / "tiny.yaml")]).model
-    # The rest are names and shapes, which do not grow with the model.
+    # The rest is metadata (names and shapes), which does not grow with the model.
     assert 0 < found - sharded_checkpoint_bytes(shape) < 40_000
 
 
-def test_a_sharded_run_tells_stories_and_measures_its_loss(runs: tuple[Path, Path]) -> None:
+def test_a_sharded_run_generates_samples_and_measures_its_loss(runs: tuple[Path, Path]) -> None:
     plain, sharded = (folder / "run" for folder in runs)
     assert (plain / "samples.md").read_text() == (sharded / "samples.md").read_text()
     found = [json.loads((run / "eval_results.json").read_text()) for run in (plain, sharded)]
@@ -104,7 +102,7 @@ def test_a_sharded_run_tells_stories_and_measures_its_loss(runs: tuple[Path, Pat
 
 
 @pytest.mark.slow
-def test_a_sharded_run_goes_on_from_its_checkpoint(runs: tuple[Path, Path]) -> None:
+def test_a_sharded_run_resumes_from_its_checkpoint(runs: tuple[Path, Path]) -> None:
     _, sharded = runs
     straight = losses(history(sharded / "run"))
     checkpoint = sharded / "run" / "checkpoint-5"
@@ -113,14 +111,14 @@ def test_a_sharded_run_goes_on_from_its_checkpoint(runs: tuple[Path, Path]) -> N
 
 
 @pytest.mark.slow
-def test_a_loss_in_bf16_is_not_rounded_to_it(tmp_path: Path) -> None:
+def test_a_loss_in_bf16_training_is_not_rounded_to_bf16(tmp_path: Path) -> None:
     found = train_sharded(tmp_path, *FEW, "--bf16", "true")
     rounded = {step: torch.tensor(loss).bfloat16().item() for step, loss in found.items()}
     assert max(abs(found[step] - rounded[step]) for step in found) > 2e-3
-    assert found[10] < found[1] - 0.5, "and it learns"
+    assert found[10] < found[1] - 0.5, "the loss falls"
 
 
-def test_shares_of_a_model_train_on_a_stream_as_one_process_does(
+def test_a_sharded_model_trains_on_a_stream_as_one_process_does(
     tmp_path: Path, trained_run: Path
 ) -> None:
     flags = ("--streaming", "--tokenizer", str(trained_run), "--toy_stories", "24",

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.support.soak import Kill, soak
 
-# Says "ready", then "noted" for the first signal, and ends by itself after that only if told to.
+# Prints "ready", then "noted" at the first signal if signals are deferred.
 LISTEN = """
 import sys, time
 from tinystories_hf.training.signals import stop_on_signals
@@ -37,7 +37,7 @@ def listen(mode: str, *launcher: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_outside_of_training_a_signal_ends_the_program_where_it_is(number: signal.Signals) -> None:
+def test_outside_of_training_a_signal_exits_immediately(number: signal.Signals) -> None:
     listening = listen("at once")
     listening.send_signal(number)
     _, said = listening.communicate(timeout=10)
@@ -46,12 +46,12 @@ def test_outside_of_training_a_signal_ends_the_program_where_it_is(number: signa
                    " --resume_from_checkpoint auto goes on\n"  # fmt: skip
 
 
-def test_in_training_the_first_is_noted_its_echo_ignored_and_a_second_ends_at_once() -> None:
+def test_in_training_the_first_signal_is_recorded_its_echo_ignored_and_a_second_one_exits() -> None:
     listening = listen("deferred")
     listening.send_signal(signal.SIGINT)
     assert listening.stdout is not None
     assert listening.stdout.readline() == "noted\n"
-    listening.send_signal(signal.SIGTERM)  # what a launcher passes on
+    listening.send_signal(signal.SIGTERM)  # forwarded by the launcher
     with pytest.raises(subprocess.TimeoutExpired):
         listening.wait(timeout=1.2)
     listening.send_signal(signal.SIGTERM)
@@ -60,7 +60,7 @@ def test_in_training_the_first_is_noted_its_echo_ignored_and_a_second_ends_at_on
     assert "by a second signal" in said
 
 
-def test_a_terminal_that_closes_ends_the_program_although_its_last_words_go_nowhere() -> None:
+def test_a_closed_terminal_ends_the_program_although_its_message_cannot_be_written() -> None:
     listening = listen("at once")
     assert listening.stderr is not None
     listening.stderr.close()
@@ -79,7 +79,7 @@ def test_nohup_is_respected() -> None:
     assert "stopped: by SIGTERM" in said
 
 
-# In the order in which a run can meet them.
+# In the order in which they can occur in a run.
 KILLS = {
     "one process": (
         1,
@@ -95,7 +95,7 @@ KILLS = {
 
 
 @pytest.mark.parametrize("case", KILLS)
-def test_a_run_that_is_ended_again_and_again_comes_out_the_same(tmp_path: Path, case: str) -> None:
+def test_a_run_that_is_killed_repeatedly_has_the_same_result(tmp_path: Path, case: str) -> None:
     processes, kills = KILLS[case]
     met = soak(tmp_path, kills, processes)
     assert met.total() == len(kills)

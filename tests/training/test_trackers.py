@@ -1,4 +1,4 @@
-"""Trackers are asked before the run directory is written; a refusal leaves nothing behind."""
+"""Trackers are checked before the run directory is written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Parse = Callable[..., Arguments]
 
 
 class LoggedOut(TrainerCallback):
-    """A tracker as those of Transformers are built, to which nobody has logged in."""
+    """A tracker built like those of Transformers, where the user is not logged in."""
 
     def setup(self, *_: Any) -> None:
         raise RuntimeError("No API key configured. Use `wandb login` to log in.\nMore of it.")
@@ -28,7 +28,7 @@ class LoggedOut(TrainerCallback):
         self.setup(model)
 
 
-def test_a_tracker_that_cannot_begin_is_a_sentence_and_leaves_no_run_behind(
+def test_a_tracker_that_cannot_start_is_one_message_and_leaves_no_run_behind(
     tiny_arguments: Parse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_DISABLED", raising=False)
@@ -40,13 +40,13 @@ def test_a_tracker_that_cannot_begin_is_a_sentence_and_leaves_no_run_behind(
     with pytest.raises(UserError) as caught:
         train(tiny_arguments(*flags, "--report_to", "wandb"))
     assert str(caught.value) == (
-        "report_to: wandb cannot be used: No API key configured. Use `wandb login` to log in."
+        "report_to: wandb cannot be started: No API key configured. Use `wandb login` to log in."
     )
     assert not (tmp_path / "run").exists()
-    assert train(tiny_arguments(*flags))["steps"] == 2, "the corrected command begins"
+    assert train(tiny_arguments(*flags))["steps"] == 2, "the corrected command runs"
 
 
-def test_a_run_that_ended_before_its_first_step_does_not_block_the_next(
+def test_a_run_that_failed_before_its_first_step_does_not_block_the_next(
     tiny_arguments: Parse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -63,13 +63,13 @@ def test_a_run_that_ended_before_its_first_step_does_not_block_the_next(
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["wandbb"], r"report_to: wandbb is not known; choose among .*wandb.* all, none$"),
-        (["comet"], r"comet is not known; choose among .*comet_ml"),
+        (["wandbb"], r"report_to: unknown tracker wandbb; use one of .*wandb.* all, none$"),
+        (["comet"], r"unknown tracker comet; use one of .*comet_ml"),
         (["none", "wandb"], "report_to: none wandb contradict each other"),
         (["mlflow"], "report_to: mlflow is not installed"),
     ],
 )
-def test_a_tracker_that_is_not_there_is_refused_by_name(
+def test_an_unknown_or_missing_tracker_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, names: list[str], message: str
 ) -> None:
     monkeypatch.setattr(
@@ -79,9 +79,9 @@ def test_a_tracker_that_is_not_there_is_refused_by_name(
         check_trackers(names)
 
 
-def test_wandb_that_the_environment_forbids_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_disabled_by_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_DISABLED", "true")
-    with pytest.raises(UserError, match=r"WANDB_DISABLED=true; leave wandb out, or `unset WANDB"):
+    with pytest.raises(UserError, match=r"WANDB_DISABLED=true .*; omit wandb, or `unset WANDB"):
         check_trackers(["wandb"])
     check_trackers([])
     check_trackers(["none"])

@@ -47,14 +47,14 @@ def losses(log: list[dict[str, Any]]) -> dict[int, float]:
 DROPOUT = ("--attention_dropout", "0.1", "--embed_dropout", "0.1", "--resid_dropout", "0.1")
 
 
-def test_a_run_through_the_launcher_has_nothing_to_say_but_its_own(trained_run: Path) -> None:
+def test_a_launched_run_prints_nothing_but_its_own_output(trained_run: Path) -> None:
     assert (trained_run.parent / "stderr.txt").read_text(encoding="utf-8") == ""
     said = (trained_run.parent / "stdout.txt").read_text(encoding="utf-8")
     assert "accelerate" not in said
-    assert "%|" not in said, "a bar of another library"
+    assert "%|" not in said, "a progress bar of another library"
 
 
-def test_the_run_directory_holds_what_it_promises(trained_run: Path) -> None:
+def test_the_run_directory_contains_the_documented_files(trained_run: Path) -> None:
     names = {path.name for path in trained_run.iterdir()}
     promised = {
         *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json"),
@@ -68,7 +68,7 @@ def test_the_run_directory_holds_what_it_promises(trained_run: Path) -> None:
     assert "auto_map" not in config
 
 
-def test_a_tiny_model_learns_and_its_numbers_agree(trained_run: Path) -> None:
+def test_a_tiny_model_learns_and_its_results_agree(trained_run: Path) -> None:
     log = losses(history(trained_run))
     assert log[20] < log[1] - 0.5
     results = json.loads((trained_run / "train_results.json").read_text())
@@ -77,7 +77,7 @@ def test_a_tiny_model_learns_and_its_numbers_agree(trained_run: Path) -> None:
     assert abs(final["loss"] - log[20]) < 0.5
 
 
-def test_the_log_is_for_people(trained_run: Path) -> None:
+def test_the_log_is_readable(trained_run: Path) -> None:
     out = (trained_run.parent / "stdout.txt").read_text()
     assert "8 sequences per step = 8 per device x 1 process x 1 accumulation step" in out
     assert "tokens/s" in out
@@ -87,7 +87,7 @@ def test_the_log_is_for_people(trained_run: Path) -> None:
     assert [line for line in said if "mtime may not be reliable" not in line] == []
 
 
-def test_samples_are_told_at_every_evaluation(trained_run: Path) -> None:
+def test_samples_are_written_at_every_evaluation(trained_run: Path) -> None:
     text = (trained_run / "samples.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
         "## Step 10",
@@ -96,7 +96,7 @@ def test_samples_are_told_at_every_evaluation(trained_run: Path) -> None:
     assert text.count("**Once upon a time**") == 2
 
 
-def test_the_final_loss_is_that_of_the_saved_weights_in_fp32(
+def test_the_final_loss_is_measured_in_fp32_on_the_saved_weights(
     tmp_path: Path, tiny_arguments: Parse
 ) -> None:
     train_forked(tmp_path, "--bf16", "true", "--max_steps", "10")
@@ -113,7 +113,7 @@ def test_the_final_loss_is_that_of_the_saved_weights_in_fp32(
 
     assert recorded["loss"] == pytest.approx(measure(), rel=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
-        assert recorded["loss"] != pytest.approx(measure(), rel=1e-6), "bf16 would show"
+        assert recorded["loss"] != pytest.approx(measure(), rel=1e-6), "bf16 would differ"
 
 
 def test_a_directory_with_another_run_is_refused(tiny_arguments: Parse, tmp_path: Path) -> None:
@@ -121,27 +121,27 @@ def test_a_directory_with_another_run_is_refused(tiny_arguments: Parse, tmp_path
     assert where_to_start(tiny_arguments().training).checkpoint is None
     run.mkdir()
     (run / "notes.txt").write_text("mine")
-    (run / "run.json").write_text("{}")  # of a run that saved nothing
+    (run / "run.json").write_text("{}")  # from a run that saved nothing
     assert where_to_start(tiny_arguments().training).checkpoint is None
     (run / "run.json").unlink()
     (run / "config.json").write_text("{}")
     for flags in ((), ("--resume_from_checkpoint", "auto")):
-        with pytest.raises(UserError, match=r"already holds a run \(config.json\)"):
+        with pytest.raises(UserError, match=r"already contains a run \(config.json\)"):
             where_to_start(tiny_arguments(*flags).training)
     (run / "checkpoint-7").mkdir()
-    with pytest.raises(UserError, match=r"already holds a run \(checkpoint-7\)"):
+    with pytest.raises(UserError, match=r"already contains a run \(checkpoint-7\)"):
         where_to_start(tiny_arguments().training)
 
 
 def test_resuming_needs_a_checkpoint(tiny_arguments: Parse, tmp_path: Path) -> None:
     assert where_to_start(
         tiny_arguments("--resume_from_checkpoint", "auto").training
-    ).checkpoint is None, "auto begins where there is none"  # fmt: skip
+    ).checkpoint is None, "auto starts a new run if there is none"  # fmt: skip
     with pytest.raises(UserError, match="no checkpoint in"):
         where_to_start(tiny_arguments("--resume_from_checkpoint").training)
-    with pytest.raises(UserError, match=r"not a whole checkpoint: it has no checkpoint\.json"):
+    with pytest.raises(UserError, match=r"not a valid checkpoint: it has no checkpoint\.json"):
         where_to_start(tiny_arguments("--resume_from_checkpoint", str(tmp_path)).training)
-    with pytest.raises(UserError, match="nowhere is not a whole checkpoint: it is not there"):
+    with pytest.raises(UserError, match="nowhere is not a valid checkpoint: it does not exist"):
         where_to_start(tiny_arguments("--resume_from_checkpoint", "nowhere").training)
     file = tmp_path / "file"
     file.write_text("")
@@ -151,7 +151,7 @@ def test_resuming_needs_a_checkpoint(tiny_arguments: Parse, tmp_path: Path) -> N
 
 def test_an_unknown_tracker_is_an_error(tiny_arguments: Parse) -> None:
     training = tiny_arguments("--report_to", "nosuchtracker").training
-    with pytest.raises(UserError, match=r"report_to: nosuchtracker is not known; .*tensorboard"):
+    with pytest.raises(UserError, match=r"report_to: unknown tracker nosuchtracker; .*tensorboard"):
         build_trainer_arguments(training, BatchPlan(8, 1, 8, 1))
 
 
@@ -163,7 +163,7 @@ def test_rows_become_int64_batches_whose_labels_are_the_ids() -> None:
     assert batch["labels"].tolist() == [[65_535, 1]] * 3
 
 
-def test_each_epoch_is_whole_steps_and_leaves_other_rows_out() -> None:
+def test_each_epoch_has_complete_steps_only_and_leaves_out_other_rows() -> None:
     trainer = StoryTrainer.__new__(StoryTrainer)
     trainer.plan = BatchPlan(8, 1, 8, 1)
     trainer.train_dataset = list(range(30))

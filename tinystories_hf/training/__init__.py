@@ -1,4 +1,4 @@
-"""A run from its first step to its finished directory.
+"""Training: the Trainer, checkpoints, resuming, and the files of the run directory.
 
-Use `train.train`.
+The entry point is `train.train`.
 """

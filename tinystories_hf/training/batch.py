@@ -1,20 +1,16 @@
-"""One optimizer step: the batch is stated once, and how it is made is derived."""
+"""Derive the per-device batch size and the accumulation steps from the global batch size."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from tinystories_hf.config.arguments import MAX_AUTO_BATCH, RunArguments
 from tinystories_hf.core.errors import UserError
-
-if TYPE_CHECKING:
-    from tinystories_hf.config.arguments import RunArguments
-from tinystories_hf.config.arguments import MAX_AUTO_BATCH
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How one optimizer step is made: global = per device x processes x accumulation."""
+    """The batch of one optimizer step: global = per device x processes x accumulation steps."""
 
     global_batch_size: int
     num_processes: int
@@ -32,17 +28,19 @@ class BatchPlan:
 
 
 def plan_batch(training: RunArguments, num_processes: int) -> BatchPlan:
-    """Derive the micro-batch and the accumulation from the global batch.
+    """Derive the per-device batch size and the accumulation steps.
 
     Raises:
-        UserError: the processes, or the per-device batch, do not divide `global_batch_size`.
+        UserError: `global_batch_size` is not divisible by the number of processes, or the share of
+            a process is not divisible by `per_device_train_batch_size`.
     """
     total = training.global_batch_size
     share, rest = divmod(total, num_processes)
     if rest or not share:
         raise UserError(
             f"global_batch_size {total} is not divisible by {num_processes} processes; use"
-            f" {max(share, 1) * num_processes} or {(share + 1) * num_processes}, or other processes"
+            f" {max(share, 1) * num_processes} or {(share + 1) * num_processes}, or change the"
+            " number of processes"
         )
     divisors = [size for size in range(1, share + 1) if share % size == 0]
     per_device = training.per_device_train_batch_size
@@ -51,8 +49,8 @@ def plan_batch(training: RunArguments, num_processes: int) -> BatchPlan:
     if per_device not in divisors:
         fitting = ", ".join(map(str, divisors))
         raise UserError(
-            f"global_batch_size {total} over {num_processes} process(es) leaves {share} sequences"
-            f" each, not divisible by per_device_train_batch_size {per_device};"
+            f"global_batch_size {total} is {share} sequences for each of {num_processes}"
+            f" process(es), which is not divisible by per_device_train_batch_size {per_device};"
             f" use one of {fitting}"
         )
     return BatchPlan(total, num_processes, per_device, share // per_device)

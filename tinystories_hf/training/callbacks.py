@@ -1,4 +1,4 @@
-"""What a run shows while it trains: lines a person can read, and the same prompts told again."""
+"""Trainer callbacks: log lines, sample stories and published checkpoints."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from tinystories_hf.model.modeling import unsharded_model
 HEADING = "# Samples\n\nThe same prompts and the same seed at each evaluation, temperature 1.\n"
 
 
-class EvaluateAtTheEnd(TrainerCallback):
-    """Evaluate after the last step too, whatever eval_steps says."""
+class EvaluateAtEnd(TrainerCallback):
+    """Evaluate after the last step, even if `eval_steps` does not divide the number of steps."""
 
     def on_step_end(
         self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Ask for an evaluation when the last step is done."""
+        """Request an evaluation after the last step."""
         if state.global_step >= state.max_steps:
             control.should_evaluate = True
 
 
 class StorySamples(TrainerCallback):
-    """Tell the sample prompts to their end at each evaluation, into `samples.md`.
+    """Complete the sample prompts at each evaluation and write the stories to `samples.md`.
 
-    Draws from a generator of its own: training goes on as if nothing had been told.
+    Sampling uses its own random generator, so it does not change the training.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, prompts: list[str], seed: int) -> None:
@@ -56,7 +56,7 @@ class StorySamples(TrainerCallback):
     def on_train_begin(
         self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Begin the file, or drop from it what a resumed run will tell again."""
+        """Create the file, or remove the samples after the checkpoint that the run resumes from."""
         if state.is_world_process_zero:
             path = Path(args.output_dir) / SAMPLES_FILE
             kept = _sections_until(path, state.global_step) if state.global_step else ""
@@ -70,16 +70,16 @@ class StorySamples(TrainerCallback):
         model: PreTrainedModel,
         **_: Any,
     ) -> None:
-        """Tell the stories and append them."""
+        """Generate the stories and append them to the file."""
         model = unsharded_model(model)
         if not state.is_world_process_zero:
             return
         self.latest = generate(model, self.tokenizer, self.prompts, self.settings)
-        told = [_quoted(story) for story in self.latest]
+        quoted = [_quoted(story) for story in self.latest]
         path = Path(str(args.output_dir)) / SAMPLES_FILE
-        # What a session told that was killed after it had made up for an evaluation goes.
+        # A killed session may already have written the samples of this step: replace them.
         before = _sections_until(path, state.global_step - 1) or HEADING
-        write_text(path, before + "\n".join([f"\n## Step {state.global_step}\n", *told]))
+        write_text(path, before + "\n".join([f"\n## Step {state.global_step}\n", *quoted]))
 
 
 def _quoted(story: Story) -> str:
@@ -96,28 +96,28 @@ def _sections_until(path: Path, step: int) -> str:
 
 
 class PublishCheckpoints(TrainerCallback):
-    """Publish each checkpoint as a branch when it has been saved; given to one process alone."""
+    """Publish each saved checkpoint as a branch; only added on the main process."""
 
     def __init__(
         self,
-        destination: Repository,
+        target: Repository,
         clock_stopped: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self.destination = destination
+        self.target = target
         self.clock_stopped = clock_stopped
 
     def on_save(
         self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Publish the newest checkpoint, and what could not be published before."""
+        """Publish the newest checkpoint, and those whose upload failed before."""
         run_dir, step = Path(str(args.output_dir)), state.global_step
         checkpoint = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
         with self.clock_stopped():
-            publish.publish_checkpoint(checkpoint, run_dir, self.destination, step)
+            publish.publish_checkpoint(checkpoint, run_dir, self.target, step)
 
 
 class ConsoleLog(TrainerCallback):
-    """Print one readable line per log, on one process only."""
+    """Print one line per log entry, on the main process only."""
 
     def on_log(
         self,
@@ -127,7 +127,7 @@ class ConsoleLog(TrainerCallback):
         logs: dict[str, float],
         **_: Any,
     ) -> None:
-        """Print the numbers that are in this log."""
+        """Print the metrics in this log entry."""
         if not state.is_world_process_zero:
             return
         parts = [f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"]

@@ -1,7 +1,8 @@
-"""Checkpoints that are whole or not there: written aside, sealed, synced, renamed; read with doubt.
+"""Atomic checkpoints: written to a temporary folder, recorded, synced, renamed, and verified.
 
-The seal (`checkpoint.json`, written last) names the step, every file with its size and sha256, and
-what decided the weights. A folder without one, or that does not match it, is no checkpoint.
+The record (`checkpoint.json`, written last) contains the step, the size and sha256 of every file,
+and the settings that determine the weights. A folder without a record, or whose files do not match
+it, is not a valid checkpoint.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from tinystories_hf.core.files import (
 )
 
 CHECKPOINT_RECORD = "checkpoint.json"
-ASIDE = ".unfinished"
-# Besides the files of a checkpoint: names, the log, and what the file system rounds up.
+TEMPORARY_FOLDER = ".unfinished"
+# Space for the small files of a checkpoint, the log, and rounding by the file system.
 SPARE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class RecordedFile:
-    """A file as it was written."""
+    """Size and sha256 of a file when it was written."""
 
     bytes: int
     sha256: str
@@ -44,7 +45,14 @@ class RecordedFile:
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """What a whole checkpoint holds: its files by name, and what decided its weights."""
+    """The content of `checkpoint.json`.
+
+    Attributes:
+        step: The optimizer step.
+        trajectory: The settings that determine the weights; see `resume.weight_settings`.
+        versions: The versions of the libraries.
+        files: Size and sha256 of each file, by path relative to the folder.
+    """
 
     step: int
     trajectory: dict[str, Any]
@@ -54,27 +62,30 @@ class CheckpointRecord:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint."""
+    """A valid checkpoint."""
 
     path: Path
-    seal: CheckpointRecord
+    record: CheckpointRecord
 
 
 @dataclass(frozen=True)
 class StartPoint:
-    """Where a run begins: its checkpoint, None for step 0; and what newer ones lacked."""
+    """Where training starts.
+
+    `checkpoint` is None for a new run; `skipped` says why newer checkpoints are not valid.
+    """
 
     checkpoint: Checkpoint | None = None
-    passed_over: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
 
 def checkpoint_folder(run_dir: Path, step: int) -> Path:
-    """Return where the checkpoint of a step belongs."""
+    """Return the path of the checkpoint of a step."""
     return run_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
-    """Return the folders that have the name of a checkpoint, the newest first."""
+    """Return the folders that are named like checkpoints, newest first."""
     if not run_dir.is_dir():
         return []
     named = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
@@ -87,53 +98,57 @@ def _step_in_name(path: Path) -> int:
 
 
 def newest_valid_checkpoint(run_dir: Path) -> StartPoint:
-    """Return the newest checkpoint that is whole; nothing is deleted."""
-    passed_over: list[str] = []
+    """Return the newest valid checkpoint; invalid ones are left in place."""
+    skipped: list[str] = []
     for path in checkpoint_folders(run_dir):
         try:
-            return StartPoint(read_checkpoint(path), passed_over)
+            return StartPoint(read_checkpoint(path), skipped)
         except UserError as error:
-            passed_over.append(str(error))
-    return StartPoint(None, passed_over)
+            skipped.append(str(error))
+    return StartPoint(None, skipped)
 
 
 def read_checkpoint(path: Path, *, every_byte: bool = True) -> Checkpoint:
-    """Return a checkpoint after every byte of it was read; else only its seal, names and sizes.
+    """Verify a checkpoint and return it.
+
+    Args:
+        path: The folder of the checkpoint.
+        every_byte: Compare the sha256 of every file, not only names and sizes.
 
     Raises:
-        UserError: it is not whole; the message says what is wrong.
+        UserError: the checkpoint is missing, incomplete or damaged; the message says how.
     """
     if not path.exists():
-        raise UserError(f"{path} is not a whole checkpoint: it is not there")
+        raise UserError(f"{path} is not a valid checkpoint: it does not exist")
     if not (path / CHECKPOINT_RECORD).exists():
-        raise UserError(f"{path} is not a whole checkpoint: it has no {CHECKPOINT_RECORD}")
+        raise UserError(f"{path} is not a valid checkpoint: it has no {CHECKPOINT_RECORD}")
     try:
         content = json.loads((path / CHECKPOINT_RECORD).read_text(encoding="utf-8"))
         if content.pop("sha256") != _digest(content):
-            raise ValueError("other bytes than were written")
+            raise ValueError("its content has changed")
         files = {name: RecordedFile(**facts) for name, facts in content.pop("files").items()}
         checkpoint = Checkpoint(path, CheckpointRecord(**content, files=files))
         wrong = _difference(checkpoint, every_byte)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         wrong = f"{CHECKPOINT_RECORD} cannot be read ({error})"
     if wrong is not None:
-        raise UserError(f"{path} is not a whole checkpoint: {wrong}")
+        raise UserError(f"{path} is not a valid checkpoint: {wrong}")
     return checkpoint
 
 
 def _difference(checkpoint: Checkpoint, every_byte: bool) -> str | None:
-    """Say in what a folder differs from its seal; None where it does not."""
-    path, seal = checkpoint.path, checkpoint.seal
-    if _is_numbered(path) and seal.step != _step_in_name(path):
-        return f"its {CHECKPOINT_RECORD} is of step {seal.step}"
-    for name, facts in seal.files.items():
+    """Return how a folder differs from its record, or None if it matches."""
+    path, record = checkpoint.path, checkpoint.record
+    if _is_numbered(path) and record.step != _step_in_name(path):
+        return f"its {CHECKPOINT_RECORD} is for step {record.step}"
+    for name, facts in record.files.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != facts.bytes:
-            return f"{name} has {file.stat().st_size:,} of {facts.bytes:,} bytes"
+            return f"{name} has {file.stat().st_size:,} bytes instead of {facts.bytes:,}"
         if every_byte and file_sha256(file) != facts.sha256:
-            return f"{name} has other bytes than were written"
+            return f"the content of {name} has changed since it was written"
     return None
 
 
@@ -143,32 +158,33 @@ def _is_numbered(path: Path) -> bool:
 
 @contextmanager
 def writing_checkpoint(run_dir: Path, needed: int) -> Iterator[Path]:
-    """Yield a folder for a checkpoint that is being written; what a killed run left in it goes.
+    """Yield a temporary folder to write a checkpoint into; leftovers of a killed run are deleted.
 
     Raises:
-        RunError: fewer than `needed` bytes are free, or the disk filled up meanwhile. The folder is
-            removed, and nothing else was touched.
+        RunError: fewer than `needed` bytes are free, or the disk became full while writing. The
+            folder is then deleted; existing checkpoints are not touched.
     """
-    aside = run_dir / ASIDE
-    shutil.rmtree(aside, ignore_errors=True)
+    temporary = run_dir / TEMPORARY_FOLDER
+    shutil.rmtree(temporary, ignore_errors=True)
     free = free_bytes(run_dir)
     if free < needed:
         raise RunError(
-            f"{run_dir}: a checkpoint takes {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are"
-            " free; make space and give the same command again with --resume_from_checkpoint auto"
+            f"{run_dir}: a checkpoint needs {needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB"
+            " are free; free disk space, then run the same command with"
+            " --resume_from_checkpoint auto"
         )
     try:
         with reporting_full_disk(run_dir, "saving a checkpoint"):
-            aside.mkdir()
-            yield aside
+            temporary.mkdir()
+            yield temporary
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_checkpoint_record(
     folder: Path, step: int, trajectory: Mapping[str, Any], versions: dict[str, str]
 ) -> None:
-    """Describe the files of a folder, and bring all of it to the disk."""
+    """Write the record of the files in a folder, and sync the folder to disk."""
     files = {
         path.relative_to(folder).as_posix(): RecordedFile(path.stat().st_size, file_sha256(path))
         for path in sorted(folder.rglob("*"))
@@ -182,18 +198,18 @@ def write_checkpoint_record(
 
 
 def _digest(content: Any) -> str:
-    """Return the sha256 of JSON: the seal vouches for the files, this for the seal."""
+    """Return the sha256 of JSON content; it protects the record itself."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def publish_checkpoint_folder(folder: Path, run_dir: Path, step: int) -> Path:
-    """Give a sealed folder its name; what had that name and is not whole is kept under another."""
+    """Rename a recorded folder to its final name; an invalid one of that name is kept, renamed."""
     target = checkpoint_folder(run_dir, step)
-    replaced = run_dir / f"{ASIDE}-replaced"
+    replaced = run_dir / f"{TEMPORARY_FOLDER}-replaced"
     shutil.rmtree(replaced, ignore_errors=True)
     if target.exists():
-        whole = _is_sealed(target)
-        target.rename(replaced if whole else _free_name(run_dir / f"damaged-{target.name}"))
+        valid = _is_valid(target)
+        target.rename(replaced if valid else _free_name(run_dir / f"damaged-{target.name}"))
     folder.rename(target)
     sync(run_dir)
     shutil.rmtree(replaced, ignore_errors=True)
@@ -208,8 +224,7 @@ def _free_name(path: Path) -> Path:
     return free
 
 
-def _is_sealed(path: Path, *, every_byte: bool = True) -> bool:
-    """Tell whether a checkpoint is whole, as far as reading it tells."""
+def _is_valid(path: Path, *, every_byte: bool = True) -> bool:
     try:
         read_checkpoint(path, every_byte=every_byte)
     except UserError:
@@ -218,45 +233,51 @@ def _is_sealed(path: Path, *, every_byte: bool = True) -> bool:
 
 
 def delete_old_checkpoints(run_dir: Path, step: int, limit: int | None) -> None:
-    """Keep the newest `limit` whole checkpoints up to `step`, which was written a moment ago.
+    """Delete all but the newest `limit` valid checkpoints up to `step`, the one just written.
 
-    What is not whole is left alone: it does not count, and its owner may want to look at it. Names
-    and sizes tell that here: the newest is whole in any case, and to read three checkpoints of
-    120 MB at each save took 0.5 s, not 0.03 s. Those after `step` were passed over when the run
-    went on, and are left alone until their step is saved again.
+    Invalid checkpoints are not counted and not deleted, so that the user can inspect them. Only
+    names and sizes are checked here: the newest checkpoint is known to be valid, and reading three
+    checkpoints of 120 MB at each save took 0.5 s instead of 0.03 s. Checkpoints after `step` were
+    skipped when the run resumed, and stay until their step is saved again.
     """
     if limit is None:
         return
     kept = 0
     for path in checkpoint_folders(run_dir):
-        if _step_in_name(path) > step or not _is_sealed(path, every_byte=False):
+        if _step_in_name(path) > step or not _is_valid(path, every_byte=False):
             continue
         kept += 1
         if kept > limit:
-            # By another name first: half a checkpoint must not have that of a whole one.
-            going = run_dir / f"{ASIDE}-going"
-            shutil.rmtree(going, ignore_errors=True)
-            path.rename(going)
-            shutil.rmtree(going)
+            # Rename first, so that a partly deleted folder is never named like a checkpoint.
+            deleted = run_dir / f"{TEMPORARY_FOLDER}-going"
+            shutil.rmtree(deleted, ignore_errors=True)
+            path.rename(deleted)
+            shutil.rmtree(deleted)
 
 
 def bytes_of_checkpoint(parameters: int) -> int:
-    """Return about how much a checkpoint takes: fp32 weights and the two moments of AdamW."""
+    """Estimate the size of a checkpoint: fp32 weights and the two moments of AdamW."""
     return 3 * 4 * parameters + SPARE_BYTES
 
 
 def check_disk_for_checkpoints(run_dir: Path, parameters: int, checkpoints: int) -> None:
-    """Raise a `UserError` unless a run's checkpoints fit on the disk beside those it has.
+    """Check that the checkpoints of a run and its model fit on the disk.
 
-    `checkpoints` is how many there will be at the same time; one more is being written, and the
-    model itself is a third of one.
+    Args:
+        run_dir: The run directory; its existing checkpoints are counted.
+        parameters: The number of parameters of the model.
+        checkpoints: The number of checkpoints kept; space for one more is needed while it is
+            written, and a third of that for the model.
+
+    Raises:
+        UserError: too little disk space is free.
     """
-    there = len(checkpoint_folders(run_dir))
-    needed = (max(checkpoints - there, 0) + 1) * bytes_of_checkpoint(parameters) + 4 * parameters
+    existing = len(checkpoint_folders(run_dir))
+    needed = (max(checkpoints - existing, 0) + 1) * bytes_of_checkpoint(parameters) + 4 * parameters
     free = free_bytes(run_dir)
     if free < needed:
         raise UserError(
-            f"output_dir: {checkpoints} checkpoints and the model need {needed / 1e6:,.0f} MB and"
-            f" {free / 1e6:,.0f} MB are free at {run_dir}; make space, choose another output_dir,"
-            " or keep fewer with save_total_limit"
+            f"output_dir: {checkpoints} checkpoints and the model need {needed / 1e6:,.0f} MB, but"
+            f" only {free / 1e6:,.0f} MB are free at {run_dir}; free disk space, use another output_dir,"
+            " or lower save_total_limit"
         )

@@ -1,4 +1,4 @@
-"""What ends a run before it does harm: a loss that is no number, memory that is not enough."""
+"""Detect failures of a run: a NaN or infinite loss, too little memory, crashed workers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.distributed.tensor import DTensor
 from tinystories_hf.core.errors import RunError
 from tinystories_hf.training.batch import BatchPlan
 
-# How PyTorch's allocator for the CPU, and C++ itself, say it.
+# Error messages of PyTorch's CPU allocator and of C++ when memory runs out.
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "bad_alloc")
 
 
 @dataclass(frozen=True)
 class StepLoss:
-    """The loss of a micro-batch, still on its device."""
+    """The loss of a micro-batch; a scalar tensor that is still on its device."""
 
     step: int
     learning_rate: float
@@ -28,63 +28,71 @@ class StepLoss:
 
 
 def check_losses(losses: list[StepLoss], last_checkpoint: str | None) -> None:
-    """Raise a `RunError` at the first loss that is NaN or infinite."""
+    """Check that losses are finite.
+
+    Raises:
+        RunError: a loss is NaN or infinite; the message names the first one.
+    """
     if not losses:
         return
     finite = torch.isfinite(torch.stack([recorded.loss for recorded in losses])).tolist()
-    for recorded, sound in zip(losses, finite, strict=True):
-        if not sound:
+    for recorded, is_finite in zip(losses, finite, strict=True):
+        if not is_finite:
             raise RunError(
                 f"the loss is {recorded.loss.item()} at step {recorded.step:,}, with a learning"
-                f" rate of {recorded.learning_rate:.2e}; the last good checkpoint is"
+                f" rate of {recorded.learning_rate:.2e}; the last valid checkpoint is"
                 f" {last_checkpoint or 'none'}; start a new run with a lower learning_rate, more"
                 " warmup_steps or a lower max_grad_norm"
             )
 
 
 def check_weights(model: nn.Module, step: int, last_checkpoint: str | None) -> None:
-    """Raise a `RunError` before weights that hold a NaN or an infinity are saved."""
-    # One reduction for each tensor: sums of finite weights are finite, all others are not.
+    """Check the weights before they are saved.
+
+    Raises:
+        RunError: a weight is NaN or infinite.
+    """
+    # One reduction per tensor: a sum with a NaN or infinite term is not finite.
     sums = [weight.detach().sum() for weight in model.parameters()]
-    whole = [each.full_tensor() if isinstance(each, DTensor) else each for each in sums]
-    if not torch.isfinite(torch.stack(whole)).all():
+    gathered = [each.full_tensor() if isinstance(each, DTensor) else each for each in sums]
+    if not torch.isfinite(torch.stack(gathered)).all():
         raise RunError(
-            f"the weights are no numbers after step {step:,} and are not saved; the last good"
-            f" checkpoint is {last_checkpoint or 'none'}; start a new run with a lower"
+            f"some weights are NaN or infinite after step {step:,} and are not saved; the last"
+            f" valid checkpoint is {last_checkpoint or 'none'}; start a new run with a lower"
             " learning_rate, more warmup_steps or a lower max_grad_norm"
         )
 
 
 @contextmanager
 def reporting_crashed_worker() -> Iterator[None]:
-    """Turn the end of a process that reads rows into one sentence.
+    """Report a crashed data-loader worker with one clear message.
 
     Raises:
-        RunError: such a process died.
+        RunError: a worker crashed.
     """
     try:
         try:
             yield
         except (ConnectionError, EOFError):
-            # The pipe of a reader ends before PyTorch learns that the process did, and raises here.
+            # The pipe of a worker closes before PyTorch notices the crash, which then raises here.
             time.sleep(1)
             raise
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise RunError(
-            f"a process that reads rows is gone ({' '.join(str(error).split())}); what was saved is"
-            " whole: the same command with --resume_from_checkpoint auto goes on, and"
-            " --dataloader_num_workers 0 does without such processes"
+            f"a data-loader worker crashed ({' '.join(str(error).split())}); saved checkpoints are"
+            " valid: resume with the same command and --resume_from_checkpoint auto, or avoid"
+            " workers with --dataloader_num_workers 0"
         ) from error
 
 
 @contextmanager
 def reporting_out_of_memory(plan: BatchPlan, context_length: int) -> Iterator[None]:
-    """Turn the errors of full memory into one sentence that names the settings to change.
+    """Report out-of-memory errors with one message that names the settings to change.
 
     Raises:
-        RunError: memory is not enough.
+        RunError: the device or the machine is out of memory.
     """
     try:
         yield
@@ -95,7 +103,7 @@ def reporting_out_of_memory(plan: BatchPlan, context_length: int) -> Iterator[No
         smaller = max(plan.per_device_train_batch_size // 2, 1)
         raise RunError(
             f"out of memory with per_device_train_batch_size {plan.per_device_train_batch_size} and"
-            f" rows of {context_length}; give --per_device_train_batch_size {smaller} (the global"
-            " batch and what is learnt stay the same), a smaller --per_device_eval_batch_size if it"
-            " happened in evaluation, or a smaller context_length or model"
+            f" context_length {context_length}; use --per_device_train_batch_size {smaller} (the"
+            " global batch size and the training stay the same), a smaller"
+            " --per_device_eval_batch_size if it happened during evaluation, or a smaller context_length or model"
         ) from error

@@ -1,4 +1,4 @@
-"""The end of a run: the model in its folder, its loss over every token, its card."""
+"""Finish a run: save the model, measure its final loss, write the results and the model card."""
 
 from __future__ import annotations
 
@@ -35,12 +35,16 @@ def finish_run(
     trainer: StoryTrainer,
     prepared: PreparedData,
     record: run_record.RunRecord,
-    destination: Repository | None,
+    target: Repository | None,
 ) -> dict[str, float]:
-    """Save the model, measure its final loss and complete the run directory.
+    """Save the model, measure its final loss and write the remaining files of the run directory.
 
-    Each file appears by one rename, and `run.json` says last that the run is finished: a run that
-    is stopped meanwhile is finished by the next start.
+    Each file is written atomically, and `run.json` is marked as finished last. If the process is
+    stopped in between, the next start finishes the run.
+
+    Returns:
+        The results of `train_results.json`, with `validation_loss` (nats per token) and
+        `bits_per_byte`.
     """
     run_dir = Path(arguments.training.output_dir)
     with reporting_full_disk(run_dir, "finishing the run"):
@@ -51,14 +55,14 @@ def finish_run(
             write_json(run_dir / run_record.TRAIN_RESULTS, results)
             write_results(run_dir, evaluated)
             plot_loss(trainer.state.log_history, run_dir / LOSS_PLOT, run_dir.name)
-            write_card(run_dir, destination.repo_id if destination else None)
+            write_card(run_dir, target.repo_id if target else None)
             record.end(run_dir, "finished")
-            print_ending(arguments, trainer.samples.latest, evaluated["loss"]["packed"])
+            print_summary(arguments, trainer.samples.latest, evaluated["loss"]["packed"])
     return _metrics(results, evaluated)
 
 
 def finished_metrics(run_dir: Path) -> dict[str, float]:
-    """Return what `finish_run` returned when the run was finished."""
+    """Return the metrics of a finished run, as `finish_run` returned them."""
     results = json.loads((run_dir / run_record.TRAIN_RESULTS).read_text(encoding="utf-8"))
     return _metrics(results, read_results(run_dir / run_record.EVAL_RESULTS))
 
@@ -69,17 +73,17 @@ def _metrics(results: dict[str, float], evaluated: Results) -> dict[str, float]:
 
 
 def save_model(trainer: StoryTrainer, run_dir: Path) -> None:
-    """Put the model and the tokenizer into the run directory; an older one stays until then."""
-    aside = run_dir / checkpoints.ASIDE
-    trainer.save_model(str(aside))
+    """Save the model and the tokenizer into the run directory, replacing an older model last."""
+    temporary = run_dir / checkpoints.TEMPORARY_FOLDER
+    trainer.save_model(str(temporary))
     if trainer.is_world_process_zero():
-        # A pickle of the Trainer's settings, which nothing needs and nobody should load.
-        (aside / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        sync_tree(aside)
-        for path in aside.iterdir():
+        # A pickle of the Trainer's arguments, which is not needed and is unsafe to load.
+        (temporary / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        sync_tree(temporary)
+        for path in temporary.iterdir():
             path.replace(run_dir / path.name)
         sync(run_dir)
-        shutil.rmtree(aside)
+        shutil.rmtree(temporary)
 
 
 def evaluate_run(
@@ -88,10 +92,10 @@ def evaluate_run(
     prepared: PreparedData,
     record: run_record.RunRecord,
 ) -> Results:
-    """Measure the loss as scripts/evaluate.py does, each process its share."""
+    """Measure the final loss as scripts/evaluate.py does, divided among the processes."""
     run_dir = arguments.training.output_dir
     subject = describe_evaluated_model(
-        # What is published is fp32: without the autocast that accelerate has put into the model.
+        # The published model is fp32: unwrap the autocast that accelerate has added.
         unsharded_model(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)),
         prepared.tokenizer,
         name=str(environment.portable(run_dir)),
@@ -107,12 +111,13 @@ def evaluate_run(
 
 
 def training_results(trainer: StoryTrainer) -> dict[str, float]:
-    """Return the totals of the run; the seconds of all its sessions, evaluations included.
+    """Return steps, epochs, tokens and seconds of the run, summed over its sessions.
 
-    Of a session that was killed, what came after its last checkpoint is not counted.
+    `training_seconds` includes evaluations. For a killed session, only the time up to its last
+    checkpoint is counted.
     """
     steps = trainer.state.global_step
-    # For the Trainer a stream is one epoch, however long it is.
+    # The Trainer counts a stream as one epoch, whatever its length.
     streamed = isinstance(trainer.train_dataset, StreamedRows)
     return {
         "steps": steps,
@@ -122,8 +127,8 @@ def training_results(trainer: StoryTrainer) -> dict[str, float]:
     }
 
 
-def print_ending(arguments: Arguments, samples: list[Story], loss: dict[str, Any]) -> None:
-    """Print the last samples, the final loss and the line to run next."""
+def print_summary(arguments: Arguments, samples: list[Story], loss: dict[str, Any]) -> None:
+    """Print the last samples, the final loss, and a command that generates more stories."""
     for story in samples:
         print(f"\n{story}")
     print(
@@ -131,6 +136,6 @@ def print_ending(arguments: Arguments, samples: list[Story], loss: dict[str, Any
         f" byte, all {loss['tokens']:,} tokens"
     )
     run_dir, prompts = arguments.training.output_dir, arguments.training.sample_prompts
-    words = ["--model", run_dir, "--prompt", *(prompts[:1] or ["Once upon a time"])]
-    print(f"saved       {run_dir}; more stories with")
-    print(f"  {script_command('generate.py', *words)}", flush=True)
+    flags = ["--model", run_dir, "--prompt", *(prompts[:1] or ["Once upon a time"])]
+    print(f"saved       {run_dir}; generate more stories with")
+    print(f"  {script_command('generate.py', *flags)}", flush=True)

@@ -1,7 +1,7 @@
-"""What decides the weights of a run at each of its steps; what may change while it goes on.
+"""Choose where training starts, and compare the settings that determine the weights on resume.
 
-A run that continues has to be the same run. What is not listed here (where it is saved, what is
-logged, how often it is evaluated, how many checkpoints stay) may be changed at any time.
+A run can only be resumed with the same `weight_settings`. All other settings (where it is saved,
+what is logged, how often it is evaluated, how many checkpoints are kept) may change on resume.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from tinystories_hf.training.checkpoints import Checkpoint, StartPoint
 if TYPE_CHECKING:
     from tinystories_hf.data.manifest import Manifest
 
-# Schedules in which a step's learning rate does not depend on how many steps there will be.
-OPEN_ENDED = ("constant", "constant_with_warmup", "inverse_sqrt")
+# Schedules in which the learning rate of a step does not depend on the total number of steps.
+OPEN_ENDED_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt")
 TRAINING_FIELDS = (
     *("global_batch_size", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "max_grad_norm", "lr_scheduler_type", "seed", "data_seed"),
 )
-# Two ways to the same numbers: a checkpoint goes on in the other.
-SAME_NUMBERS = ("attn_implementation",)
+# Settings of the model that do not change the results, and may change on resume.
+NOT_COMPARED = ("attn_implementation",)
 DROPOUTS = ("attention_dropout", "embed_dropout", "resid_dropout")
 
 
@@ -44,15 +44,15 @@ def weight_settings(
     warmup_steps: int,
     max_steps: int,
 ) -> dict[str, Any]:
-    """Return what decides the weights, as JSON.
+    """Return the settings that determine the weights, as JSON values.
 
-    The number of steps is part of it where the schedule depends on it. How the batch is shared out
-    is part of it where there is dropout: each process draws its own. Without dropout another number
-    of processes gives the same losses but for the order of floating-point sums.
+    The number of steps is included if the schedule depends on it. The number of processes and the
+    per-device batch size are included if the model has dropout, because each process draws its own
+    masks. Without dropout, they only change the order of floating-point sums.
     """
     model, training = arguments.model, arguments.training
-    random = any(getattr(model, name) for name in DROPOUTS)
-    ends = training.lr_scheduler_type not in OPEN_ENDED
+    has_dropout = any(getattr(model, name) for name in DROPOUTS)
+    needs_length = training.lr_scheduler_type not in OPEN_ENDED_SCHEDULES
     data = arguments.data
     if data.streaming:
         rows = {"streaming": True, "shuffle_buffer": data.shuffle_buffer}
@@ -65,10 +65,10 @@ def weight_settings(
         names.append("eos_token")
     tokenizer = {name: manifest.tokenizer[name] for name in names}
     return {
-        **{name: value for name, value in asdict(model).items() if name not in SAME_NUMBERS},
+        **{name: value for name, value in asdict(model).items() if name not in NOT_COMPARED},
         **{name: getattr(training, name) for name in TRAINING_FIELDS},
         "warmup_steps": warmup_steps,
-        "max_steps": max_steps if ends else None,
+        "max_steps": max_steps if needs_length else None,
         "mixed_precision": mixed_precision,
         "torch_compile": compiled,
         "context_length": manifest.context_length,
@@ -76,13 +76,13 @@ def weight_settings(
         "cleaning": manifest.cleaning,
         "training_text": manifest.train.source,
         **rows,
-        "processes": plan.num_processes if random else None,
-        "per_device_train_batch_size": plan.per_device_train_batch_size if random else None,
+        "processes": plan.num_processes if has_dropout else None,
+        "per_device_train_batch_size": plan.per_device_train_batch_size if has_dropout else None,
     }
 
 
 def setting_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return in words in what two trajectories differ."""
+    """Return a description of each difference between two `weight_settings`."""
     before, after = _flat(then), _flat(now)
     missing = "not set"
     return [
@@ -106,11 +106,11 @@ AUTO = "auto"
 
 
 def where_to_start(training: RunArguments) -> StartPoint:
-    """Return the checkpoint that the run continues from; reads every byte of it.
+    """Return the checkpoint to start from, verified completely; None for a new run.
 
     Raises:
-        UserError: the run directory holds another model or run, there is nothing to resume, or what
-            there is is damaged.
+        UserError: the run directory already contains another run or model, there is no checkpoint
+            to resume from, or all checkpoints are damaged.
     """
     run_dir, wanted = Path(training.output_dir), training.resume_from_checkpoint
     with reporting_unreadable("output_dir", run_dir):
@@ -125,13 +125,13 @@ def where_to_start(training: RunArguments) -> StartPoint:
     found = checkpoints.newest_valid_checkpoint(run_dir)
     if found.checkpoint is None and folders:
         raise UserError(
-            f"resume_from_checkpoint: no checkpoint in {run_dir} is whole"
-            f" ({'; '.join(found.passed_over)}); move them away to start from the beginning"
+            f"resume_from_checkpoint: no checkpoint in {run_dir} is valid"
+            f" ({'; '.join(found.skipped)}); move them away to start from the beginning"
         )
     if found.checkpoint is None and wanted is True:
         raise UserError(
-            f"resume_from_checkpoint: no checkpoint in {run_dir}; start without it, name one, or"
-            " give `auto`, which begins where there is none"
+            f"resume_from_checkpoint: no checkpoint in {run_dir}; omit the flag, give the path of a"
+            " checkpoint, or use `auto`, which starts a new run if there is none"
         )
     if found.checkpoint is None and not (run_dir / run_record.RUN_RECORD).exists():
         _refuse_an_existing_run(run_dir, folders)
@@ -139,54 +139,59 @@ def where_to_start(training: RunArguments) -> StartPoint:
 
 
 def _refuse_a_run_directory(folder: Path) -> None:
-    """Raise a `UserError` where a folder is no checkpoint and holds one that can be continued."""
+    """Raise a `UserError` if a folder is a run directory and not a checkpoint."""
     if not (folder / checkpoints.CHECKPOINT_RECORD).exists():
         inside = checkpoints.newest_valid_checkpoint(folder).checkpoint
         if inside is not None:
             raise UserError(
-                f"resume_from_checkpoint: {folder} is a run, not a checkpoint; its newest one that"
-                f" is complete is {inside.path}: give that, or `auto` with --output_dir {folder}"
+                f"resume_from_checkpoint: {folder} is a run directory, not a checkpoint; use its"
+                f" newest valid checkpoint {inside.path}, or `auto` with --output_dir {folder}"
             )
 
 
 def _refuse_an_existing_run(run_dir: Path, folders: list[Path]) -> None:
     names = [path.name for path in folders]
-    # A record alone is of a run that saved nothing: nothing is lost, and nothing to continue.
+    # run.json alone belongs to a run that saved nothing, so that nothing would be lost.
     names += ["config.json"] if (run_dir / "config.json").exists() else []
     if names:
         raise UserError(
-            f"output_dir: {run_dir} already holds a run ({names[0]}); continue it with"
-            " --resume_from_checkpoint auto, or choose another --output_dir"
+            f"output_dir: {run_dir} already contains a run ({names[0]}); resume it with"
+            " --resume_from_checkpoint auto, or use another --output_dir"
         )
 
 
-def check_same_run(checkpoint: Checkpoint, trajectory: dict[str, object]) -> None:
-    """Raise a `UserError` where going on from a checkpoint would not be going on with its run."""
-    changed = setting_differences(checkpoint.seal.trajectory, trajectory)
+def check_same_run(checkpoint: Checkpoint, settings: dict[str, object]) -> None:
+    """Check that a checkpoint was trained with the given `weight_settings`.
+
+    Raises:
+        UserError: it was not; the message names each difference.
+    """
+    changed = setting_differences(checkpoint.record.trajectory, settings)
     if changed:
         raise UserError(
-            f"resume_from_checkpoint: {checkpoint.path} is of a run that differs in what decides"
-            f" its weights: {'; '.join(changed)}{_why_not_longer(checkpoint, trajectory)}; give the"
-            " settings of that run, or start another one in another --output_dir"
+            f"resume_from_checkpoint: {checkpoint.path} was trained with other settings that"
+            f" determine the weights: {'; '.join(changed)}{_why_not_longer(checkpoint, settings)}; use"
+            " the settings of that run, or start a new run in another --output_dir"
         )
 
 
-def _why_not_longer(checkpoint: Checkpoint, trajectory: dict[str, object]) -> str:
-    """Say why another number of steps is another run, where it is."""
-    schedule, steps = trajectory["lr_scheduler_type"], trajectory["max_steps"]
-    if steps is None or steps == checkpoint.seal.trajectory.get("max_steps"):
+def _why_not_longer(checkpoint: Checkpoint, settings: dict[str, object]) -> str:
+    """Return why the number of steps must not change, or an empty string if it did not."""
+    schedule, steps = settings["lr_scheduler_type"], settings["max_steps"]
+    if steps is None or steps == checkpoint.record.trajectory.get("max_steps"):
         return ""
     return (
         f" (with lr_scheduler_type {schedule} the learning rate of each step depends on the number"
-        f" of steps; a run of {', '.join(OPEN_ENDED[:-1])} or {OPEN_ENDED[-1]} can be lengthened)"
+        f" of steps; only runs with {', '.join(OPEN_ENDED_SCHEDULES[:-1])} or"
+        f" {OPEN_ENDED_SCHEDULES[-1]} can be extended)"
     )
 
 
-def other_versions(checkpoint: Checkpoint) -> str | None:
-    """Say which libraries have changed since a checkpoint; None where none has."""
-    then, now = checkpoint.seal.versions, environment.library_versions()
+def version_differences(checkpoint: Checkpoint) -> str | None:
+    """Return which library versions have changed since a checkpoint, or None if none has."""
+    then, now = checkpoint.record.versions, environment.library_versions()
     changed = [
-        f"{name} {then.get(name)} then, {now.get(name)} now"
+        f"{name} {then.get(name)} -> {now.get(name)}"
         for name in dict.fromkeys([*then, *now])
         if then.get(name) != now.get(name)
     ]

@@ -1,4 +1,4 @@
-"""The run directory: locked for one run, checked, and its state."""
+"""Lock and check the run directory."""
 
 from __future__ import annotations
 
@@ -14,59 +14,62 @@ from tinystories_hf.core.files import check_writable, locked, remove_created
 from tinystories_hf.training.checkpoints import StartPoint
 
 RUN_LOCK = ".lock"
-# A process that was killed a moment ago may leave others behind that first have to notice.
+# Other processes of a run that was just killed may need a moment to notice and release the lock.
 PATIENCE_SECONDS = 10.0
 
 
 @contextmanager
 def lock_run_directory(run_dir: Path) -> Iterator[None]:
-    """Hold the run directory for this process alone, and leave none behind that is still empty.
+    """Lock the run directory for this run; delete it afterwards if it is still empty.
 
     Raises:
-        UserError: another run writes into it, it cannot be written, or it is a file.
+        UserError: another run is writing into it, it is not writable, or it is a file.
     """
     with reporting_unreadable("output_dir", run_dir):
         is_file = run_dir.exists() and not run_dir.is_dir()
     if is_file:
-        raise UserError(f"output_dir: {run_dir} is a file; choose another directory")
-    check_writable(run_dir, "output_dir", "choose another --output_dir")
+        raise UserError(f"output_dir: {run_dir} is a file; use another directory")
+    check_writable(run_dir, "output_dir", "use another --output_dir")
     created = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = run_dir / RUN_LOCK
 
-    def say() -> None:
-        print(f"waiting for another run in {run_dir} to end", file=sys.stderr, flush=True)
+    def report_waiting() -> None:
+        print(f"waiting for another run in {run_dir} to finish", file=sys.stderr, flush=True)
 
     try:
-        with locked(lock, PATIENCE_SECONDS, say) as mine:
-            if not mine:
+        with locked(lock, PATIENCE_SECONDS, report_waiting) as acquired:
+            if not acquired:
                 raise UserError(
-                    f"output_dir: another run is writing into {run_dir}; wait for its end, or"
-                    " choose another --output_dir"
+                    f"output_dir: another run is writing into {run_dir}; wait until it finishes, or"
+                    " use another --output_dir"
                 )
             yield
     finally:
         remove_created(created)
 
 
-def check_shared(run_dir: Path) -> None:
-    """Raise a `UserError` where this process does not see what the first one has created.
+def check_run_directory_is_shared(run_dir: Path) -> None:
+    """Check that this process sees the run directory that the main process has created.
 
     Every process writes its random state into the checkpoints, and reads from them.
+
+    Raises:
+        UserError: the run directory is not visible.
     """
-    for _ in range(int(PATIENCE_SECONDS * 10)):  # a network folder may show new names late
+    for _ in range(int(PATIENCE_SECONDS * 10)):  # a network file system may show new files late
         if (run_dir / RUN_LOCK).exists():
             return
         time.sleep(0.1)
     raise UserError(
-        f"output_dir: {run_dir} of the first machine is not there on this one; put it on a storage"
-        " that all machines share, under the same path"
+        f"output_dir: {run_dir} of the first machine does not exist on this one; use a path on"
+        " storage that all machines share"
     )
 
 
 def is_finished(run_dir: Path, start: StartPoint, max_steps: int) -> bool:
-    """Tell whether a run of so many steps has come to its end, results and card included."""
-    if start.checkpoint is None or start.checkpoint.seal.step < max_steps:
+    """Return whether a run of `max_steps` steps is finished, including its results and card."""
+    if start.checkpoint is None or start.checkpoint.record.step < max_steps:
         return False
     if not (run_dir / run_record.RUN_RECORD).exists():
         return False

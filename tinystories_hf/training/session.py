@@ -1,4 +1,4 @@
-"""The record of a session in `run.json`, and what a run prints before its first step."""
+"""Write the run record (`run.json`) at the start of a session, and print the run's header."""
 
 from __future__ import annotations
 
@@ -8,19 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinystories_hf.config.command_line import Arguments
-from tinystories_hf.core import run_record
-from tinystories_hf.data.manifest import PreparedData
-from tinystories_hf.model.modeling import count_parameters
-from tinystories_hf.training.batch import BatchPlan
-from tinystories_hf.training.checkpoints import StartPoint
-from tinystories_hf.training.resume import (
-    other_versions,
-)
-from tinystories_hf.training.trainer import StoryTrainer
-
-if TYPE_CHECKING:
-    from tinystories_hf.data.manifest import Manifest
-    from tinystories_hf.model.modeling import ParameterReport
 from tinystories_hf.core.environment import (
     NO_PATHS,
     describe_environment,
@@ -28,27 +15,37 @@ from tinystories_hf.core.environment import (
     power_limit_watts,
 )
 from tinystories_hf.core.run_record import RUN_RECORD, RunRecord, Session, read_record
+from tinystories_hf.data.manifest import PreparedData
+from tinystories_hf.model.modeling import count_parameters
+from tinystories_hf.training.batch import BatchPlan
+from tinystories_hf.training.checkpoints import StartPoint
+from tinystories_hf.training.resume import version_differences
+from tinystories_hf.training.trainer import StoryTrainer
+
+if TYPE_CHECKING:
+    from tinystories_hf.data.manifest import Manifest
+    from tinystories_hf.model.modeling import ParameterReport
 
 
 def describe_rows(arguments: Arguments, prepared: PreparedData) -> str:
-    """Return what is trained on, for people."""
+    """Return a description of the training rows, for the log."""
     data = arguments.data
     if data.streaming:
         return (
-            f"streamed from {data.dataset}, of {data.context_length} tokens, drawn among"
-            f" {data.shuffle_buffer:,}"
+            f"{data.context_length} tokens each, streamed from {data.dataset}, shuffle buffer of"
+            f" {data.shuffle_buffer:,} rows"
         )
     counts = prepared.manifest.split("train")
     return (
-        f"{counts.rows:,} of {data.context_length} = {counts.tokens_out:,} tokens, from"
+        f"{counts.rows:,} x {data.context_length} tokens = {counts.tokens_out:,} tokens, from"
         f" {prepared.path}"
     )
 
 
 def describe_run(
     arguments: Arguments, trainer: StoryTrainer, prepared: PreparedData, start: StartPoint
-) -> run_record.RunRecord:
-    """Write `run.json` and say in a few lines what is about to happen."""
+) -> RunRecord:
+    """Write `run.json` and print the model, data, batch and device of the run."""
     run_dir = Path(arguments.training.output_dir)
     parameters = count_parameters(trainer.model)
     path = None if start.checkpoint is None else str(start.checkpoint.path)
@@ -62,16 +59,17 @@ def describe_run(
         print(f"rows        {describe_rows(arguments, prepared)}")
         print(f"batch       {trainer.plan} = {trainer.tokens_per_step:,} tokens")
         print(f"machine     {session.device}, mixed precision {session.mixed_precision}")
-        for reason in start.passed_over:
-            print(f"passed over {reason}")
+        for reason in start.skipped:
+            print(f"skipped     {reason}")
         print(f"run         {run_dir}" + (f", resumed from {path}" if path else ""), flush=True)
         if start.checkpoint and arguments.data.streaming:
-            tokens = start.checkpoint.seal.step * trainer.tokens_per_step
-            print(f"reads again {tokens:,} tokens, before the first step", flush=True)
-        changed = other_versions(start.checkpoint) if start.checkpoint else None
+            tokens = start.checkpoint.record.step * trainer.tokens_per_step
+            print(f"rereading   {tokens:,} tokens of the stream before the first step", flush=True)
+        changed = version_differences(start.checkpoint) if start.checkpoint else None
         if changed:
             print(
-                f"note        {path} is of other versions, whose last digits may differ: {changed}"
+                f"note        {path} was saved with other library versions, so results may differ"
+                f" slightly: {changed}"
             )
     return record
 
@@ -83,11 +81,11 @@ def start_run_record(
     parameters: ParameterReport,
     session: Session,
 ) -> RunRecord:
-    """Describe a run that begins; the earlier sessions of a resumed one stay."""
+    """Return the record of a run that starts or resumes; earlier sessions are kept."""
     earlier = read_record(run_dir) if (run_dir / RUN_RECORD).exists() else None
-    for session_before in earlier.sessions if earlier else []:
-        if session_before.status == "running":  # it had no time to say how it ended
-            session_before.status = "killed"
+    for previous in earlier.sessions if earlier else []:
+        if previous.status == "running":  # it was killed before it could record its end
+            previous.status = "killed"
     dataset = asdict(manifest)
     for split in ("train", "validation"):
         dataset[split].pop("tail", None)
@@ -103,7 +101,7 @@ def start_run_record(
 def describe_session(
     plan: BatchPlan, mixed_precision: str, device_type: str, resumed_from: str | None
 ) -> Session:
-    """Describe this start of the program and the machine it runs on."""
+    """Return the record of this session: command, versions, device, batch and precision."""
     return Session(
         **describe_environment(device_type),
         resumed_from=portable(resumed_from),
@@ -114,7 +112,7 @@ def describe_session(
 
 
 def published_configuration(arguments: Arguments) -> dict[str, Any]:
-    """Return every setting of a run, without what gives its machine away."""
+    """Return all settings of a run, with absolute paths shortened so that they can be published."""
     return {
         name: {
             key: value if key in NO_PATHS else portable(value)

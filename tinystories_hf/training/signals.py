@@ -1,7 +1,7 @@
-"""Ending on request: SIGTERM, SIGINT and SIGHUP end a run after its step, with all of it saved.
+"""Stop a run on SIGTERM, SIGINT or SIGHUP: it finishes the current step and saves a checkpoint.
 
-It is how a run on a machine that is taken away (spot, SLURM) normally ends. Imports nothing heavy:
-a script listens from its first moment on.
+This is how runs on preemptible machines (spot instances, SLURM) normally end. This module has no
+heavy imports, so that a script can handle signals from its start.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from typing import NoReturn
 from tinystories_hf.core.errors import EXIT_STOPPED, HOW_TO_RESUME
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# A terminal signals the launcher and its processes alike, and the launcher passes it on: what comes
-# within a second is one request.
+# A terminal sends the signal to the launcher and to its processes, and the launcher forwards it:
+# signals within one second count as one request.
 ONE_REQUEST_SECONDS = 1.0
 PR_SET_PDEATHSIG = 1
 
 
 class StopRequest:
-    """What the signals have asked for.
+    """Whether a signal has requested a stop.
 
-    While `deferred`, the first signal is only noted, and whoever deferred it has to look. Else, and
-    at the second, the process ends where it is: all that is worth keeping is on disk, and what is
-    half written there is known as such. (An exception would do, but not everywhere: an import that
-    it breaks leaves a library behind that is half there.)
+    While `deferred` is set, the first signal is only recorded in `signal`, and the training loop
+    has to check it. Otherwise, and at a second signal, the process exits immediately: all results
+    are on disk, and incomplete files are recognized as such. (An exception is no alternative: if it
+    interrupts an import, the library stays half initialized.)
     """
 
     def __init__(self) -> None:
@@ -41,33 +41,33 @@ class StopRequest:
         self._process = os.getpid()
 
     def handle(self, number: int, _: FrameType | None) -> None:
-        """Take a signal; the signature is that of `signal.signal`."""
+        """Handle a signal; the signature that `signal.signal` requires."""
         now = time.monotonic()
         if os.getpid() != self._process:
-            # A DataLoader's process inherits this; the run ends it, and a terminal does not.
+            # Inherited by a data-loader worker: only the run stops it (SIGTERM), not a terminal.
             if number == signal.SIGTERM:
                 os._exit(EXIT_STOPPED)
         elif self.signal is None:
             self.signal, self._first = signal.Signals(number).name, now
             if not self.deferred:
-                self._leave(f"stopped: by {self.signal}; {HOW_TO_RESUME}")
+                self._exit(f"stopped: by {self.signal}; {HOW_TO_RESUME}")
         elif now - self._first > ONE_REQUEST_SECONDS:
-            self._leave(f"stopped: by a second signal; {HOW_TO_RESUME}")
+            self._exit(f"stopped: by a second signal; {HOW_TO_RESUME}")
 
-    def _leave(self, last_words: str) -> NoReturn:
-        with suppress(Exception):  # a stream may be in the middle of a line
+    def _exit(self, message: str) -> NoReturn:
+        with suppress(Exception):  # the signal may have interrupted a write
             sys.stdout.flush()
-        with suppress(OSError):  # the terminal may be gone
-            os.write(2, f"{last_words}\n".encode())
+        with suppress(OSError):  # the terminal may be closed
+            os.write(2, f"{message}\n".encode())
         os._exit(EXIT_STOPPED)
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Listen to the signals that end a run; below a launcher, also to its death."""
+    """Handle the signals that stop a run; under a launcher, also stop if the launcher is killed."""
     request = StopRequest()
     before = {number: signal.signal(number, request.handle) for number in _signals()}
-    end_with_the_launcher()
+    _stop_with_launcher()
     try:
         yield request
     finally:
@@ -76,9 +76,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 def _signals() -> list[signal.Signals]:
-    """Return the signals that end a run: SIGHUP, of a terminal that closes, unless it is ignored.
+    """Return the signals that stop a run.
 
-    `nohup` starts a program with SIGHUP ignored; Windows has no such signal.
+    SIGHUP (the terminal was closed) is left out under `nohup`, which ignores it, and on Windows,
+    which does not have it.
     """
     hangup = getattr(signal, "SIGHUP", None)
     if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
@@ -86,11 +87,11 @@ def _signals() -> list[signal.Signals]:
     return [*SIGNALS, hangup]
 
 
-def end_with_the_launcher() -> None:
-    """Have the system send SIGTERM when `accelerate launch` dies without passing a signal on.
+def _stop_with_launcher() -> None:
+    """Request SIGTERM from the kernel if `accelerate launch` is killed. Linux only.
 
-    It starts a single process as a child that it does not end with itself: the child would train
-    on, unseen, and hold the run directory. Linux only.
+    accelerate does not stop a single child process when it is killed: the child would continue
+    training in the background and keep the run directory locked.
     """
     if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

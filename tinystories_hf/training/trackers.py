@@ -1,4 +1,4 @@
-"""Trackers such as wandb and tensorboard: asked before a run leaves anything in its directory."""
+"""Check and start experiment trackers (wandb, tensorboard, ...) before the run writes files."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ ALL_OR_NONE = ("all", "none")
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Find out whether trackers are known and installed.
+    """Check that trackers are known and installed.
 
     Raises:
-        UserError: one is not.
+        UserError: a tracker is unknown, not installed, or disabled by the environment.
     """
     if len(names) > 1 and set(names) & set(ALL_OR_NONE):
-        raise UserError(f"report_to: {' '.join(names)} contradict each other; give one of them")
+        raise UserError(f"report_to: {' '.join(names)} contradict each other; use one of them")
     for name in set(names) - set(ALL_OR_NONE):
         if name not in INTEGRATION_TO_CALLBACK:
             known = ", ".join([*INTEGRATION_TO_CALLBACK, *ALL_OR_NONE])
-            raise UserError(f"report_to: {name} is not known; choose among {known}")
+            raise UserError(f"report_to: unknown tracker {name}; use one of {known}")
         disabled = os.environ.get("WANDB_DISABLED", "")
         if name == "wandb" and disabled.lower() in ("1", "true", "yes", "on"):
             raise UserError(
-                f"report_to: wandb, while the environment has WANDB_DISABLED={disabled}; leave"
-                " wandb out, or `unset WANDB_DISABLED`"
+                f"report_to: wandb is disabled by WANDB_DISABLED={disabled} in the environment;"
+                " omit wandb, or `unset WANDB_DISABLED`"
             )
         if name not in get_available_reporting_integrations():
-            raise UserError(f"report_to: {name} is not installed; use pip, or leave it out")
+            raise UserError(f"report_to: {name} is not installed; install it with pip, or omit it")
 
 
 def start_trackers(trainer: Trainer) -> None:
-    """Have the trackers log in and begin; at the Trainer's own beginning they have done so.
+    """Start the trackers before the Trainer does, so that they fail before the run writes files.
 
     Raises:
-        UserError: one cannot, where nobody is logged in for instance.
+        UserError: a tracker cannot start, for example because the user is not logged in.
     """
     for callback in trainer.callback_handler.callbacks:
         for name, kind in INTEGRATION_TO_CALLBACK.items():
@@ -57,4 +57,4 @@ def start_trackers(trainer: Trainer) -> None:
                     )
                 except Exception as error:  # each tracker has its own
                     reason = str(error).strip().partition("\n")[0] or type(error).__name__
-                    raise UserError(f"report_to: {name} cannot be used: {reason}") from error
+                    raise UserError(f"report_to: {name} cannot be started: {reason}") from error

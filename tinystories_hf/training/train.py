@@ -1,4 +1,4 @@
-"""Training on one screen: rows in, a run directory out that stock Transformers loads."""
+"""Train a model: prepare the data, build the Trainer, train, and finish the run directory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tinystories_hf.core.device import (
 )
 from tinystories_hf.core.errors import HOW_TO_RESUME, RunError, Stopped, UserError, after_work_began
 from tinystories_hf.core.launcher import check_launch
-from tinystories_hf.core.processes import reporting_lost_process
+from tinystories_hf.core.processes import is_main_process, reporting_lost_process
 from tinystories_hf.core.progress import without_progress_bars
 from tinystories_hf.data.manifest import PreparedData
 from tinystories_hf.data.packing import PackedRows
@@ -44,7 +44,11 @@ from tinystories_hf.training.resume import (
     weight_settings,
     where_to_start,
 )
-from tinystories_hf.training.run_directory import check_shared, is_finished, lock_run_directory
+from tinystories_hf.training.run_directory import (
+    check_run_directory_is_shared,
+    is_finished,
+    lock_run_directory,
+)
 from tinystories_hf.training.session import describe_run
 from tinystories_hf.training.signals import StopRequest
 from tinystories_hf.training.trackers import start_trackers
@@ -57,22 +61,31 @@ from tinystories_hf.training.trainer_arguments import build_trainer_arguments
 @restoring_precision()
 @reporting_lost_process()
 def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, float]:
-    """Train a model as the settings say and return the final metrics.
+    """Train a model and return the final metrics.
+
+    Args:
+        arguments: All settings of the run.
+        stop: Filled by the signal handlers to request a stop; see `signals.stop_on_signals`.
+
+    Returns:
+        The results of `train_results.json`, with `validation_loss` (nats per token) and
+        `bits_per_byte`.
 
     Raises:
-        UserError: before any work, where the settings, the data or the run directory forbid it.
-        RunError: the run cannot go on; what was saved is whole.
-        Stopped: a signal asked for it; what was done is saved.
+        UserError: the settings, the data or the run directory are not usable; raised before any
+            training.
+        RunError: the run failed; saved checkpoints are valid.
+        Stopped: a signal requested it; a checkpoint was saved.
     """
     check_launch()
     plan = plan_batch(arguments.training, int(os.environ.get("WORLD_SIZE", "1")))
     trainer_arguments = build_trainer_arguments(arguments.training, plan)
     run_dir = Path(arguments.training.output_dir)
-    with lock_run_directory(run_dir) if trainer_arguments.process_index == 0 else nullcontext():
+    with lock_run_directory(run_dir) if is_main_process() else nullcontext():
         start = agree_on_start(arguments.training, trainer_arguments)
-        destination = check_publishing(arguments, start)
+        target = check_publishing(arguments, start)
         with trainer_arguments.main_process_first(local=True, desc="preparing rows"):
-            quiet = trainer_arguments.process_index > 0
+            quiet = not is_main_process()
             prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=quiet)
         rows = training_rows(arguments, prepared)
         check_enough_rows(rows, plan)
@@ -82,19 +95,19 @@ def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, fl
             model.compile_training()
         trainer = build_trainer(arguments, plan, trainer_arguments, prepared, rows, model, stop)
         if start.checkpoint is not None:
-            check_same_run(start.checkpoint, trainer.trajectory)
+            check_same_run(start.checkpoint, trainer.weight_settings)
         if is_finished(run_dir, start, trainer.steps):
             metrics = finished_metrics(run_dir)
             if trainer.is_world_process_zero():
-                print(f"run         {run_dir} is finished; nothing is left to train")
+                print(f"run         {run_dir} is already finished")
         else:
-            metrics = train_and_finish(arguments, trainer, prepared, start, destination)
-        # A process group that is left to the interpreter's exit now and then aborts there (gloo).
+            metrics = train_and_finish(arguments, trainer, prepared, start, target)
+        # A process group (gloo) that is not destroyed here sometimes aborts when Python exits.
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.end_training()
-        # Alone, with no process waiting: an upload may take longer than they would wait.
-        if destination and trainer_arguments.process_index == 0:
-            print(f"published   {publish.publish(run_dir, destination)}")
+        # After the other processes have ended: an upload may take longer than their timeout.
+        if target and trainer.is_world_process_zero():
+            print(f"published   {publish.publish(run_dir, target)}")
     return metrics
 
 
@@ -103,39 +116,40 @@ def train_and_finish(
     trainer: StoryTrainer,
     prepared: PreparedData,
     start: StartPoint,
-    destination: Repository | None,
+    target: Repository | None,
 ) -> dict[str, float]:
-    """Train what is left and complete the run directory; whatever happens, say how it ended."""
-    run_dir, first = Path(arguments.training.output_dir), trainer.is_world_process_zero()
-    if first:
+    """Train the remaining steps and finish the run directory; record how the session ended."""
+    run_dir, is_main = Path(arguments.training.output_dir), trainer.is_world_process_zero()
+    if is_main:
         kept = checkpoints_kept(trainer.args, trainer.steps)
         checkpoints.check_disk_for_checkpoints(run_dir, count_parameters(trainer.model).total, kept)
-    if destination and arguments.hub.hub_strategy == "checkpoint-revisions":
-        trainer.add_callback(PublishCheckpoints(destination, trainer.clock_stopped))
+    if target and arguments.hub.hub_strategy == "checkpoint-revisions":
+        trainer.add_callback(PublishCheckpoints(target, trainer.clock_stopped))
     start_trackers(trainer)
     record = describe_run(arguments, trainer, prepared, start)
     try:
         with after_work_began():
             train_steps(trainer, start, arguments.data.context_length)
-            metrics = finish_run(arguments, trainer, prepared, record, destination)
+            metrics = finish_run(arguments, trainer, prepared, record, target)
     except (Stopped, RunError) as end:
-        if first:
-            with suppress(OSError):  # where the disk is full, that is what has to be said
+        if is_main:
+            with suppress(OSError):  # if the disk is full, report that and not this error
                 record.end(run_dir, "stopped" if isinstance(end, Stopped) else "failed")
         raise
     return metrics
 
 
 def train_steps(trainer: StoryTrainer, start: StartPoint, context_length: int) -> None:
-    """Train from where the run stands to its last step.
+    """Train from the checkpoint in `start`, or from the beginning, to the last step.
 
     Raises:
-        RunError: memory is not enough, the disk is full, or the loss is no number.
-        Stopped: a signal asked for it; the last step is saved.
+        RunError: out of memory, the disk is full, a data-loader worker crashed, or the loss is NaN
+            or infinite.
+        Stopped: a signal requested it; the last step is saved.
     """
     checkpoint = start.checkpoint
-    if checkpoint is not None and checkpoint.seal.step >= trainer.steps:
-        trainer.restore_end(checkpoint)  # it was stopped between its last step and its last file
+    if checkpoint is not None and checkpoint.record.step >= trainer.steps:
+        trainer.restore_end(checkpoint)  # stopped after the last step, before the run was finished
         return
     if checkpoint is not None:
         trainer.read_progress(checkpoint)
@@ -153,26 +167,29 @@ def train_steps(trainer: StoryTrainer, start: StartPoint, context_length: int) -
 
 
 def agree_on_start(training: RunArguments, trainer_arguments: TrainerArguments) -> StartPoint:
-    """Return where the run begins: the first process looks, and all take what it found.
+    """Return where training starts, as determined by the main process for all processes.
 
     Raises:
-        UserError: as `where_to_start`.
+        UserError: see `where_to_start`.
     """
-    found: list[Any] = [where_to_start(training) if trainer_arguments.process_index == 0 else None]
+    found: list[Any] = [where_to_start(training) if is_main_process() else None]
     if trainer_arguments.world_size > 1:
         broadcast_object_list(found)
-        check_shared(Path(training.output_dir))
+        check_run_directory_is_shared(Path(training.output_dir))
     start: StartPoint = found[0]
     return start
 
 
 def check_publishing(arguments: Arguments, start: StartPoint) -> Repository | None:
-    """Return where the run will be published; the first process finds out whether it may be.
+    """Return the target repository on the main process, after checking that it can be used.
+
+    Returns:
+        None on other processes, or if the run is not published.
 
     Raises:
-        UserError: as `hub.check_destination`.
+        UserError: see `publish.check_repository`.
     """
-    if not arguments.hub.push_to_hub or os.environ.get("RANK", "0") != "0":
+    if not arguments.hub.push_to_hub or not is_main_process():
         return None
     run_dir = Path(arguments.training.output_dir)
     known = start.checkpoint is not None and (run_dir / run_record.RUN_RECORD).exists()
@@ -181,7 +198,7 @@ def check_publishing(arguments: Arguments, start: StartPoint) -> Repository | No
 
 
 def count_steps(training: RunArguments, plan: BatchPlan, prepared: PreparedData) -> int:
-    """Return the optimizer steps of the whole run."""
+    """Return the number of optimizer steps of the complete run."""
     if training.max_steps > 0:
         return training.max_steps
     steps_per_epoch = len(prepared.rows("train")) // plan.global_batch_size
@@ -189,7 +206,7 @@ def count_steps(training: RunArguments, plan: BatchPlan, prepared: PreparedData)
 
 
 def checkpoints_kept(trainer_arguments: TrainerArguments, steps: int) -> int:
-    """Return how many checkpoints the run directory holds in the end."""
+    """Return the number of checkpoints in the run directory at the end of the run."""
     every = trainer_arguments.save_steps
     saved: int = math.ceil(steps / (every if every >= 1 else math.ceil(steps * every)))
     limit: int | None = trainer_arguments.save_total_limit
@@ -197,7 +214,7 @@ def checkpoints_kept(trainer_arguments: TrainerArguments, steps: int) -> int:
 
 
 def training_rows(arguments: Arguments, prepared: PreparedData) -> StreamedRows | PackedRows:
-    """Return the rows that are trained on, streamed or as they lie prepared."""
+    """Return the training rows, streamed or prepared."""
     if prepared.stream is None:
         return PackedRows(prepared.rows("train"))
     training = arguments.training
@@ -206,17 +223,20 @@ def training_rows(arguments: Arguments, prepared: PreparedData) -> StreamedRows 
 
 
 def check_enough_rows(rows: StreamedRows | PackedRows, plan: BatchPlan) -> None:
-    """Raise a `UserError` unless the training rows fill one step.
+    """Check that there are enough training rows for one step.
 
-    Of a stream, which begins anew after its last row, one row is enough; one process looks.
+    One row is enough for a stream, which is repeated; only the main process checks it.
+
+    Raises:
+        UserError: there are too few rows.
     """
     if isinstance(rows, StreamedRows):
-        if os.environ.get("RANK", "0") == "0":
+        if is_main_process():
             rows.require_a_row()
     elif len(rows) < plan.global_batch_size:
         raise UserError(
-            f"global_batch_size {plan.global_batch_size} is more than the {len(rows)} training"
-            " rows; lower it or give more text"
+            f"global_batch_size {plan.global_batch_size} exceeds the {len(rows)} training rows"
+            " (packed sequences); lower it or use more text"
         )
 
 
@@ -229,14 +249,14 @@ def build_trainer(
     model: GPTNeoForCausalLM,
     stop: StopRequest | None = None,
 ) -> StoryTrainer:
-    """Put model, rows and callbacks together."""
+    """Build the Trainer from the model, the rows and the settings."""
     training = arguments.training
     validation = prepared.validation
     if training.max_eval_rows is not None:
         validation = validation.select(range(min(training.max_eval_rows, len(validation))))
     encode_prompts(prepared.tokenizer, training.sample_prompts, context_length(model))
     steps = count_steps(training, plan, prepared)
-    trajectory = weight_settings(
+    determining = weight_settings(
         arguments,
         plan,
         prepared.manifest,
@@ -249,7 +269,7 @@ def build_trainer(
         plan=plan,
         steps=steps,
         context_length=arguments.data.context_length,
-        trajectory=trajectory,
+        weight_settings=determining,
         stop=stop or StopRequest(),
         samples=StorySamples(prepared.tokenizer, training.sample_prompts, training.seed),
         model=model,

@@ -1,4 +1,4 @@
-"""The Trainer of Transformers, with whole steps, whole checkpoints and exact resumption."""
+"""The Trainer of Transformers, extended by atomic checkpoints and exact resumption."""
 
 from __future__ import annotations
 
@@ -23,20 +23,39 @@ from tinystories_hf.core.environment import library_versions
 from tinystories_hf.core.files import write_json
 from tinystories_hf.training import checkpoints
 from tinystories_hf.training.batch import BatchPlan
-from tinystories_hf.training.callbacks import ConsoleLog, EvaluateAtTheEnd, StorySamples
+from tinystories_hf.training.callbacks import ConsoleLog, EvaluateAtEnd, StorySamples
 from tinystories_hf.training.checkpoints import Checkpoint
 from tinystories_hf.training.failures import StepLoss, check_losses, check_weights
 from tinystories_hf.training.signals import StopRequest
 
 PROGRESS_FILE = "progress.json"
 
+# All private members of Transformers that `StoryTrainer` overrides or uses. They may change in any
+# release; tests/training/test_trainer.py reports those that are gone or have changed.
+OVERRIDDEN_PRIVATE_METHODS = {
+    "_get_train_sampler": "leave out the rows that do not fill a step",
+    "_evaluate": "skip or interrupt an evaluation when a stop is requested",
+    "_save_checkpoint": "save checkpoints atomically",
+    "_get_output_dir": "save checkpoints to a temporary folder first",
+    "_issue_warnings_after_load": "do not warn about the tied head",
+}
+USED_PRIVATE_MEMBERS = {
+    "_load_from_checkpoint": "load the weights of a run that only has to be finished",
+    "_tr_loss": "the running loss since the last log, saved and restored",
+    "_globalstep_last_logged": "the step of the last log, saved and restored",
+    "_tied_weights_keys": "the name of the tied head (of PreTrainedModel)",
+}
+
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """What the Trainer's own checkpoint leaves out.
+    """The state that the Trainer's own checkpoint does not contain.
 
-    `accumulated_loss` is each process' sum since the last log, in the order of the processes;
-    `evaluation_due` says that a stop came before the evaluation of this step.
+    Attributes:
+        accumulated_loss: The sum of the losses since the last log, one for each process.
+        last_logged_step: The step of the last log.
+        training_seconds: The training time so far, over all sessions.
+        evaluation_due: Whether the run was stopped before the evaluation of this step.
     """
 
     accumulated_loss: list[float]
@@ -46,11 +65,11 @@ class TrainingProgress:
 
 
 class EvaluationInterrupted(BaseException):
-    """A stop was requested in an evaluation."""
+    """A stop was requested during an evaluation."""
 
 
 class StoryTrainer(Trainer):
-    """The Trainer with whole steps, whole checkpoints, and the throughput in its log."""
+    """A Trainer with atomic checkpoints, exact resumption and the throughput in its log."""
 
     def __init__(
         self,
@@ -58,7 +77,7 @@ class StoryTrainer(Trainer):
         plan: BatchPlan,
         steps: int,
         context_length: int,
-        trajectory: dict[str, Any],
+        weight_settings: dict[str, Any],
         stop: StopRequest,
         samples: StorySamples,
         **kwargs: Any,
@@ -75,54 +94,58 @@ class StoryTrainer(Trainer):
         self.trained_seconds = 0.0
         self._started = self._clock = time.perf_counter()
         self._clock_step: int | None = None
-        self._aside: Path | None = None
+        self._temporary_folder: Path | None = None
         self._losses: list[StepLoss] = []
-        callbacks = [EvaluateAtTheEnd(), samples, ConsoleLog(), StopCallback(self)]
+        callbacks = [EvaluateAtEnd(), samples, ConsoleLog(), StopCallback(self)]
         super().__init__(*args, callbacks=callbacks, **kwargs)
         self.remove_callback(PrinterCallback)
         reduce_in_fp32(self.accelerator)
-        # Checkpoints of a sharded optimizer are files of another kind.
-        self.trajectory = {**trajectory, "sharded": self.is_fsdp_enabled}
-        # Beside NCCL, which would have to wait for the GPU at each step.
+        # The optimizer checkpoints of sharded training have another format.
+        self.weight_settings = {**weight_settings, "sharded": self.is_fsdp_enabled}
+        # A gloo group, because NCCL would have to wait for the GPU at each step.
         several = self.args.world_size > 1
         self._hosts = torch.distributed.new_group(backend="gloo") if several else None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, and keep how long it took."""
+        """Train, and record the training time."""
         result = super().train(*args, **kwargs)
         self.trained_seconds = self._seconds()
         return result
 
     def _seconds(self) -> float:
-        """Return the seconds of training that led to this step, those of earlier sessions too."""
+        """Return the seconds of training up to this step, over all sessions."""
         before = self.earlier.training_seconds if self.earlier else 0.0
         return before + time.perf_counter() - self._started
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RandomSampler:
-        """Shuffle the rows anew each epoch and leave out those that fill no step.
+        """Shuffle the rows in each epoch and leave out the last ones that do not fill a step.
 
-        A last, smaller step would be made of other rows for another number of processes. Which
-        rows (fewer than one step) are left out changes with each epoch.
+        A smaller last step would contain different rows with another number of processes. The rows
+        left out (fewer than a step) differ in each epoch.
         """
         rows = self.train_dataset if train_dataset is None else train_dataset
         size = self.plan.global_batch_size
         return RandomSampler(rows, num_samples=len(rows) // size * size)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Take the gradient of a micro-batch, and stop at a loss that is no number.
+        """Compute the gradient of a micro-batch, and record its loss to check that it is finite.
 
-        On a GPU losses are looked at when they are logged or saved: each look waits for it.
+        On a GPU, losses are only checked when they are logged or saved, because each check has to
+        wait for the GPU.
+
+        Raises:
+            RunError: the loss is NaN or infinite.
         """
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         self._losses.append(
-            StepLoss(self.state.global_step + 1, self._get_learning_rate(), loss.detach())
+            StepLoss(self.state.global_step + 1, self.lr_scheduler.get_last_lr()[0], loss.detach())
         )
         if loss.device.type == "cpu":
             self._check_losses()
         return loss
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Have the model make the loss alone, without the logits of the batch."""
+        """Compute the loss without materializing the logits of the batch."""
         return super().compute_loss(model, {**inputs, "skip_logits": True}, *args, **kwargs)
 
     def _check_losses(self) -> None:
@@ -133,27 +156,27 @@ class StoryTrainer(Trainer):
         return None if self.last_checkpoint is None else str(self.last_checkpoint)
 
     def stop_agreed(self) -> bool:
-        """Tell whether any process was asked to stop; all processes ask at the same place."""
+        """Return whether any process has received a stop signal; a collective call."""
         if not self.stopping:
-            asked = torch.tensor([self.stop.signal is not None], dtype=torch.int32)
+            requested = torch.tensor([self.stop.signal is not None], dtype=torch.int32)
             if self._hosts is not None:
                 torch.distributed.all_reduce(
-                    asked, torch.distributed.ReduceOp.MAX, group=self._hosts
+                    requested, torch.distributed.ReduceOp.MAX, group=self._hosts
                 )
-            self.stopping = bool(asked.item())
+            self.stopping = bool(requested.item())
         return self.stopping
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate with the throughput's clock stopped, and without a trace in the training.
+        """Evaluate without counting the time as training, and without changing the random state.
 
-        A DataLoader draws a seed when it starts, which would move all dropout after it.
+        A DataLoader draws a seed when it starts, which would change all later dropout masks.
         """
         with self.clock_stopped(), torch.random.fork_rng(devices=[]):
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate, or leave it to the next session: a machine that is taken away does not wait."""
+        """Evaluate, or postpone it to the next session if a stop is requested."""
         if not self.stop_agreed():
             try:
                 metrics: dict[str, float] = super()._evaluate(*args, **kwargs)
@@ -167,7 +190,7 @@ class StoryTrainer(Trainer):
         return {}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add tokens seen, and tokens per second since the last log, to the training losses."""
+        """Add the tokens seen and the tokens per second since the last log to the training log."""
         step, now = self.state.global_step, time.perf_counter()
         if "loss" in logs:
             self._check_losses()
@@ -180,38 +203,38 @@ class StoryTrainer(Trainer):
 
     @contextmanager
     def clock_stopped(self) -> Iterator[None]:
-        """Leave out of the throughput what is done meanwhile."""
+        """Exclude the time spent in this context from the throughput."""
         start = time.perf_counter()
         yield
         self._clock += time.perf_counter() - start
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self._aside or super()._get_output_dir(trial))
+        return str(self._temporary_folder or self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save a checkpoint that is whole or not there, after a look at what is to be saved."""
+        """Save a checkpoint atomically, after checking that losses and weights are finite."""
         run_dir, step = Path(str(self.args.output_dir)), self.state.global_step
         self._check_losses()
         check_weights(self.model, step, self._last_checkpoint_name())
-        first = self.is_world_process_zero()
+        is_main = self.is_world_process_zero()
         needed = checkpoints.bytes_of_checkpoint(sum(p.numel() for p in self.model.parameters()))
-        shared = nullcontext(run_dir / checkpoints.ASIDE)
-        with checkpoints.writing_checkpoint(run_dir, needed) if first else shared as aside:
+        shared = nullcontext(run_dir / checkpoints.TEMPORARY_FOLDER)
+        with checkpoints.writing_checkpoint(run_dir, needed) if is_main else shared as temporary:
             self.accelerator.wait_for_everyone()
-            self._aside = aside
+            self._temporary_folder = temporary
             try:
                 super()._save_checkpoint(model, trial)
             finally:
-                self._aside = None
+                self._temporary_folder = None
             progress = self._progress()
-            self.accelerator.wait_for_everyone()  # until each has written its random state
-            if first:
-                folder = checkpoints.checkpoint_folder(aside, step)
-                # A pickle of the Trainer's settings, which nothing needs and nobody should load.
+            self.accelerator.wait_for_everyone()  # until all have written their random states
+            if is_main:
+                folder = checkpoints.checkpoint_folder(temporary, step)
+                # A pickle of the Trainer's arguments, which is not needed and is unsafe to load.
                 (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
                 write_json(folder / PROGRESS_FILE, asdict(progress))
                 checkpoints.write_checkpoint_record(
-                    folder, step, self.trajectory, library_versions()
+                    folder, step, self.weight_settings, library_versions()
                 )
                 checkpoints.publish_checkpoint_folder(folder, run_dir, step)
                 checkpoints.delete_old_checkpoints(run_dir, step, self.args.save_total_limit)
@@ -228,19 +251,19 @@ class StoryTrainer(Trainer):
         )
 
     def read_progress(self, checkpoint: Checkpoint) -> None:
-        """Read how far a run had come; `train` restores it once the Trainer has begun."""
+        """Read the progress of a checkpoint; it is restored when the training begins."""
         self.last_checkpoint = checkpoint.path
         content = json.loads((checkpoint.path / PROGRESS_FILE).read_text(encoding="utf-8"))
         self.earlier = TrainingProgress(**content)
         self.trained_seconds = self.earlier.training_seconds
 
     def restore_progress(self) -> None:
-        """Put back what the Trainer forgets: its running loss, and an evaluation that is due."""
+        """Restore what the Trainer does not: the running loss, and an evaluation that is due."""
         self._started = self._clock = time.perf_counter()
         if self.earlier is None:
             return
         sums = self.earlier.accumulated_loss
-        # On another number of processes each takes the mean: that of all is what is logged.
+        # With another number of processes each takes the mean, since the mean of all is logged.
         same = len(sums) == self.args.world_size
         own = sums[self.args.process_index] if same else sum(sums) / len(sums)
         self._tr_loss = torch.tensor(own, device=self.args.device)
@@ -249,13 +272,13 @@ class StoryTrainer(Trainer):
             self.evaluate()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Say nothing of the head, which is the embedding and is not stored twice."""
+        """Do not warn about the head, which is tied to the embedding and therefore not saved."""
         if load_result.missing_keys == list(self.model._tied_weights_keys):
             load_result.missing_keys.clear()
         super()._issue_warnings_after_load(load_result)
 
     def restore_end(self, checkpoint: Checkpoint) -> None:
-        """Restore a run that was trained to its end and not yet finished."""
+        """Restore a run that has trained all steps but was not finished."""
         self.read_progress(checkpoint)
         self._load_from_checkpoint(str(checkpoint.path))
         self.state = TrainerState.load_from_json(str(checkpoint.path / "trainer_state.json"))
@@ -265,10 +288,10 @@ class StoryTrainer(Trainer):
 
 
 class StopCallback(TrainerCallback):
-    """End the training where a signal asks for it; restore what its start has just set to zero.
+    """Stop the training when a signal requests it, and restore the progress when it begins.
 
-    Until the first step there is nothing to save, and a signal ends the process where it is: in the
-    evaluation that a stop left undone, or while a stream is read again, maybe for hours.
+    Before the first step there is nothing to save, and a signal exits immediately: during a
+    postponed evaluation, or while the rows of a stream are skipped, which may take hours.
     """
 
     def __init__(self, trainer: StoryTrainer) -> None:
@@ -277,31 +300,31 @@ class StopCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Restore it; placed last, so that the samples of that evaluation find their file."""
+        """Restore the progress. Runs after `StorySamples`, whose file the evaluation needs."""
         self.trainer.restore_progress()
 
     def on_step_begin(
         self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Have signals wait for the end of the step, from the first step on."""
+        """Defer signals to the end of the step, from the first step on."""
         self.trainer.stop.deferred = True
 
     def on_step_end(
         self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Ask for a checkpoint and for the end."""
+        """Request a checkpoint and the end of the training if a stop is requested."""
         if self.trainer.stop_agreed():
             control.should_save = control.should_training_stop = True
 
     def on_prediction_step(
         self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Leave the evaluation."""
+        """Interrupt the evaluation if a stop is requested."""
         if self.trainer.is_in_train and self.trainer.stop_agreed():
             raise EvaluationInterrupted
 
 
 def collate_rows(rows: list[np.ndarray[Any, Any]]) -> dict[str, torch.Tensor]:
-    """Stack rows into `input_ids` of shape (batch, context); labels are the ids themselves."""
+    """Stack rows into `input_ids` of shape `(batch, context)`; `labels` are the same tensor."""
     input_ids = torch.from_numpy(np.stack(rows).astype(np.int64))
     return {"input_ids": input_ids, "labels": input_ids}

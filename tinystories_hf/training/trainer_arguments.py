@@ -1,4 +1,4 @@
-"""Our settings translated into those of the Trainer."""
+"""Convert `RunArguments` to the `TrainingArguments` of Transformers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from tinystories_hf.training.trackers import check_trackers
 
 
 def build_trainer_arguments(training: RunArguments, plan: BatchPlan) -> TrainerArguments:
-    """Translate our settings into those of the Trainer.
+    """Convert the training settings to the arguments of the Trainer.
 
     Raises:
-        UserError: an unknown tracker, or several GPUs without a launcher.
+        UserError: a tracker cannot be used, the launcher and `bf16` contradict each other, or one
+            process sees several GPUs.
     """
     check_trackers(training.report_to)
     precision = choose_precision(training)
@@ -48,7 +49,7 @@ def build_trainer_arguments(training: RunArguments, plan: BatchPlan) -> TrainerA
         seed=training.seed,
         data_seed=training.seed if training.data_seed is None else training.data_seed,
         logging_steps=training.logging_steps,
-        # A NaN has to be seen, not replaced by the mean of the losses before it.
+        # The default replaces a NaN loss with the mean of the earlier ones and so hides it.
         logging_nan_inf_filter=False,
         eval_strategy="steps",
         eval_steps=training.eval_steps,
@@ -62,9 +63,9 @@ def build_trainer_arguments(training: RunArguments, plan: BatchPlan) -> TrainerA
         run_name=training.run_name or Path(training.output_dir).name,
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
-        # It becomes the model's own setting and is saved; steps and evaluations take no cache.
+        # Written into the saved config; training steps and evaluations do not use the cache.
         use_cache=True,
-        # Without it the processes of a launcher on the CPU would train apart, each as if alone.
+        # Without it, processes launched on the CPU form no group and each trains on its own.
         use_cpu=device_type() == "cpu",
     )
     if built.world_size != plan.num_processes:
@@ -82,19 +83,19 @@ def build_trainer_arguments(training: RunArguments, plan: BatchPlan) -> TrainerA
 
 
 def choose_precision(training: RunArguments) -> Precision:
-    """Return the autocast type: the one that is asked for, else the one of the hardware.
+    """Return the autocast type: the requested one, or the best one that the hardware supports.
 
     Raises:
-        UserError: the setting `bf16` and the launcher ask for different ones.
+        UserError: the setting `bf16` and the launcher request different types.
     """
     launched = launcher_precision()
     if training.bf16 == "auto":
         return launched or ("bf16" if has_native_bf16() else "no")
-    asked: Precision = "bf16" if training.bf16 else "no"
-    if launched not in (None, asked):
+    requested: Precision = "bf16" if training.bf16 else "no"
+    if launched not in (None, requested):
         raise UserError(
-            f"bf16: the setting is {str(training.bf16).lower()}, and"
-            f" {setting_source('ACCELERATE_MIXED_PRECISION')} asks for mixed_precision {launched};"
+            f"bf16: the setting is {str(training.bf16).lower()}, but"
+            f" {setting_source('ACCELERATE_MIXED_PRECISION')} requests mixed_precision {launched};"
             " change one of them, or set bf16 to auto"
         )
-    return asked
+    return requested
