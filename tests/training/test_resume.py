@@ -272,12 +272,8 @@ def test_all_other_settings_may_change(run_dir: Path, tiny_arguments: Parse) -> 
     arguments = tiny_arguments(*AUTO, *watching)
     start = where_to_start(arguments.training)
     assert start.checkpoint is not None
-    assert (
-        setting_differences(
-            start.checkpoint.record.trajectory, trainer_of(arguments).weight_settings
-        )
-        == []
-    )
+    then, now = start.checkpoint.record.trajectory, trainer_of(arguments).weight_settings
+    assert setting_differences(then, now) == []
     continued(arguments, run_dir)
 
 

@@ -278,6 +278,6 @@ def check_disk_for_checkpoints(run_dir: Path, parameters: int, checkpoints: int)
     if free < needed:
         raise UserError(
             f"output_dir: {checkpoints} checkpoints and the model need {needed / 1e6:,.0f} MB, but"
-            f" only {free / 1e6:,.0f} MB are free at {run_dir}; free disk space, use another output_dir,"
-            " or lower save_total_limit"
+            f" only {free / 1e6:,.0f} MB are free at {run_dir}; free disk space, use another"
+            " output_dir, or lower save_total_limit"
         )

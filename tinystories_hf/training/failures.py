@@ -105,5 +105,6 @@ def reporting_out_of_memory(plan: BatchPlan, context_length: int) -> Iterator[No
             f"out of memory with per_device_train_batch_size {plan.per_device_train_batch_size} and"
             f" context_length {context_length}; use --per_device_train_batch_size {smaller} (the"
             " global batch size and the training stay the same), a smaller"
-            " --per_device_eval_batch_size if it happened during evaluation, or a smaller context_length or model"
+            " --per_device_eval_batch_size if it happened during evaluation, or a smaller"
+            " context_length or model"
         ) from error

@@ -170,8 +170,8 @@ def check_same_run(checkpoint: Checkpoint, settings: dict[str, object]) -> None:
     if changed:
         raise UserError(
             f"resume_from_checkpoint: {checkpoint.path} was trained with other settings that"
-            f" determine the weights: {'; '.join(changed)}{_why_not_longer(checkpoint, settings)}; use"
-            " the settings of that run, or start a new run in another --output_dir"
+            f" determine the weights: {'; '.join(changed)}{_why_not_longer(checkpoint, settings)};"
+            " use the settings of that run, or start a new run in another --output_dir"
         )
 
 
