@@ -180,13 +180,13 @@ def brief(value: Any) -> str:
 
 def _describe(hint: Any) -> str:
     """Describe a type for error messages."""
-    words = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+    words = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
     parts = []
     for member in _members(hint):
         if get_origin(member) is Literal:
             parts += [str(choice) for choice in get_args(member)]
         elif get_origin(member) is list:
-            parts.append("a list of strings")
+            parts.append("a list of text values")
         elif member is type(None):
             parts.append("null")
         else:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tinystories_hf.core.errors import RunError
+from tinystories_hf.core.processes import is_main_process
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 # A pipe whose reader has closed it (EINVAL on Windows), and a terminal that was closed.
@@ -75,7 +76,7 @@ def _discard(number: int) -> None:
 @functools.cache
 def print_note_once(note: str) -> None:
     """Print a note to standard error, once, on the main process."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_main_process():
         print(f"note: {note}", file=sys.stderr, flush=True)
 
 

@@ -18,6 +18,7 @@ from tinystories_hf.core.errors import (
     Stopped,
     UserError,
 )
+from tinystories_hf.core.processes import is_main_process
 from tinystories_hf.core.threads import let_waiting_threads_sleep
 
 
@@ -66,8 +67,7 @@ def _check_home() -> None:
 
 
 def _end(what: str, reason: BaseException | str, code: int) -> None:
-    rank = os.environ.get("RANK", "0")
-    prefix = what if rank == "0" else f"{what} (process {rank})"
+    prefix = what if is_main_process() else f"{what} (process {os.environ['RANK']})"
     if str(reason):
         print(f"{prefix}: {reason}", file=sys.stderr, flush=True)
     sys.exit(code)

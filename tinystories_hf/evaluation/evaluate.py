@@ -11,7 +11,7 @@ from tinystories_hf.core.device import device_type, sharing_cores
 from tinystories_hf.core.errors import UserError, after_work_began
 from tinystories_hf.core.files import check_writable
 from tinystories_hf.core.launcher import check_launch
-from tinystories_hf.core.processes import reporting_lost_process
+from tinystories_hf.core.processes import is_main_process, reporting_lost_process
 from tinystories_hf.core.progress import without_progress_bars
 from tinystories_hf.core.run_record import EVAL_RESULTS, read_record
 from tinystories_hf.evaluation.arguments import EvaluationArguments, EvaluationRequest
@@ -57,7 +57,7 @@ def evaluate(request: EvaluationRequest) -> list[Results]:
             evaluate_model(name, folder, request, state, written)
             for name, folder in zip(arguments.model, folders, strict=True)
         ]
-    if state.is_main_process and len(found) > 1:
+    if is_main_process() and len(found) > 1:
         path = write_report(found, together)
         print(f"comparison  {path}", flush=True)
     state.destroy_process_group()
@@ -91,15 +91,15 @@ def evaluate_model(
     todo = suites_to_run(task, results)
     state.wait_for_everyone()
     for suite in todo:
-        if suite != "loss" and not state.is_main_process:
+        if suite != "loss" and not is_main_process():
             continue
-        section = measure_suite(suite, task, quiet=not state.is_main_process)
+        section = measure_suite(suite, task, quiet=not is_main_process())
         results[suite] = section
         written.append(folder)
-        if state.is_main_process:
+        if is_main_process():
             write_results(folder, results)
             print(f"{suite:11} {name}: done in {section['made']['seconds']:.0f} s", flush=True)
-    if state.is_main_process:
+    if is_main_process():
         write_report([results], folder)
         if folder == run_directory_of(name):
             write_card(folder, read_record(folder).configuration["hub"]["hub_model_id"])

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tinystories_hf.core.device import full_precision
 from tinystories_hf.core.errors import UserError
+from tinystories_hf.core.processes import is_main_process
 from tinystories_hf.evaluation.intervals import Interval, block_length, ratio_interval
 from tinystories_hf.evaluation.validation import (
     PACKED,
@@ -155,7 +156,7 @@ def score_tokens(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     training = model.training
     model.eval()
-    hidden = True if quiet or not state.is_main_process else None  # None: shown on a terminal
+    hidden = True if quiet or not is_main_process() else None  # None: shown on a terminal
     own = batches[state.process_index :: state.num_processes]
     tokens = [int((read.windows[batch, 1] - read.windows[batch, 2]).sum()) for batch in own]
     with tqdm(total=sum(tokens), unit=" tokens", unit_scale=True, desc=what, disable=hidden) as bar:
