@@ -69,7 +69,7 @@ BAD_INPUT = {
         "word.yaml: learning_rate: expected a number",
     ),
     "empty YAML": (("--config", "nothing.yaml"), "nothing.yaml is empty"),
-    "missing YAML": (("--config", "nowhere.yaml"), "no configuration file at nowhere.yaml"),
+    "missing YAML": (("--config", "nowhere.yaml"), "configuration file nowhere.yaml not found"),
     "missing file": (("--dataset", "nowhere.txt"), "nowhere.txt does not exist"),
     "missing file and tokenizer": (
         ("--dataset", "nowhere.txt", "--tokenizer", "me/tok"),

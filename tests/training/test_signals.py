@@ -43,7 +43,7 @@ def test_outside_of_training_a_signal_exits_immediately(number: signal.Signals) 
     _, said = listening.communicate(timeout=10)
     assert listening.returncode == 75
     assert said == f"stopped: by {number.name}; the same command with" \
-                   " --resume_from_checkpoint auto goes on\n"  # fmt: skip
+                   " --resume_from_checkpoint auto resumes it\n"  # fmt: skip
 
 
 def test_in_training_the_first_signal_is_recorded_its_echo_ignored_and_a_second_one_exits() -> None:

@@ -49,8 +49,8 @@ def plan_batch(training: RunArguments, num_processes: int) -> BatchPlan:
     if per_device not in divisors:
         fitting = ", ".join(map(str, divisors))
         raise UserError(
-            f"global_batch_size {total} is {share} sequences for each of {num_processes}"
-            f" process(es), which is not divisible by per_device_train_batch_size {per_device};"
+            f"global_batch_size {total} over {num_processes} process(es) is {share} sequences each,"
+            f" which is not divisible by per_device_train_batch_size {per_device};"
             f" use one of {fitting}"
         )
     return BatchPlan(total, num_processes, per_device, share // per_device)
