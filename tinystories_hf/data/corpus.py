@@ -5,18 +5,14 @@ Stories are streamed: at most one block of text is in memory at a time.
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator
 
 from tinystories_hf.config.arguments import DataArguments
-from tinystories_hf.config.parsing import local_path
-from tinystories_hf.core.errors import UserError, reporting_unreadable
+from tinystories_hf.core.errors import reporting_unreadable
 from tinystories_hf.data.hub_files import hub_splits
 from tinystories_hf.data.local_files import file_splits, folder_splits, pattern_splits
-from tinystories_hf.data.readers.formats import endings_of, is_saved
+from tinystories_hf.data.sources import parse_dataset
 from tinystories_hf.data.splits import Corpus, OptionalStory, ReportProgress, Split, hold_out
-
-TOY = "toy"
 
 
 def open_corpus(data: DataArguments) -> Corpus:
@@ -36,23 +32,17 @@ def open_corpus(data: DataArguments) -> Corpus:
 
 
 def _find_splits(data: DataArguments) -> tuple[Split, Split | None]:
-    if data.dataset == TOY:
+    source = parse_dataset(data.dataset)
+    if source.kind == "toy":
         return _toy(data), None
-    path = local_path("dataset", data.dataset)
-    with reporting_unreadable("dataset", path):
-        if path.is_file() or is_saved(path):
-            return file_splits(data, [path])
-        if path.is_dir():
-            return folder_splits(path, data)
-        if glob.has_magic(data.dataset):
-            return pattern_splits(path, data)
-    looks_local = data.dataset.startswith((".", "/", "~")) or endings_of(path.name)
-    if looks_local or data.dataset.count("/") != 1:
-        raise UserError(
-            f"dataset: {data.dataset} does not exist; give an existing file or folder,"
-            " owner/name of a dataset on the Hub, or `toy`"
-        )
-    return hub_splits(data)
+    if source.path is None:
+        return hub_splits(data)
+    with reporting_unreadable("dataset", source.path):
+        if source.kind == "file":
+            return file_splits(data, [source.path])
+        if source.kind == "folder":
+            return folder_splits(source.path, data)
+        return pattern_splits(source.path, data)
 
 
 def _toy(data: DataArguments) -> Split:

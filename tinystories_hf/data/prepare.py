@@ -32,6 +32,7 @@ from tinystories_hf.data import cleaning, corpus
 from tinystories_hf.data import tokenizer as tokenizing
 from tinystories_hf.data.cleaning import CleaningCounts, story_digest
 from tinystories_hf.data.packing import RowWriter, row_dtype
+from tinystories_hf.data.sources import parse_tokenizer
 from tinystories_hf.data.splits import Corpus, Split, no_stories_error, stories_with_progress
 from tinystories_hf.data.tokenize import WordTokenizer
 
@@ -72,7 +73,7 @@ def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> Pre
     with ThreadPoolExecutor(1) as pool:  # hash large files while the libraries are imported
         opening = pool.submit(corpus.open_corpus, data)
         try:
-            if data.tokenizer != tokenizing.TRAIN:
+            if parse_tokenizer(data.tokenizer).kind != "train":
                 tokenizer = tokenizing.load_tokenizer(data, vocab_size)
         finally:  # if both are wrong, the error of the corpus is raised
             found = opening.result()
@@ -135,7 +136,7 @@ def _fingerprint(
         "validation": found.validation.identity,
         "cleaning": cleaning.options(data),
         "context_length": data.context_length,
-        "tokenizer": f"{tokenizing.TRAIN} {vocab_size}"
+        "tokenizer": f"train {vocab_size}"
         if tokenizer is None
         else tokenizing.content_sha256(tokenizer),
         "eos_token": data.eos_token,
@@ -180,7 +181,7 @@ def _write(
         context_length=data.context_length,
         dtype=row_dtype(len(tokenizer)).name,
         tokenizer={
-            "name": Path(data.tokenizer).name if Path(data.tokenizer).is_dir() else data.tokenizer,
+            "name": parse_tokenizer(data.tokenizer).short_name,
             "revision": data.tokenizer_revision,
             "size": len(tokenizer),
             "vocab_sha256": tokenizing.vocab_sha256(tokenizer),

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinystories_hf.config.arguments import DataArguments
-from tinystories_hf.core.errors import UserError, reporting_unreadable
+from tinystories_hf.core.errors import UserError
+from tinystories_hf.data.sources import parse_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from tinystories_hf.data.saved_tokenizer import PreTrainedTokenizerFast as StoryTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
-TRAIN = "train"
 # The trainer allocates memory for all entries before it reads text (540 MB for 2^28), and aborts
 # the process if there is not enough.
 MOST_ENTRIES = 1 << 24
@@ -44,14 +44,8 @@ def load_tokenizer(data: DataArguments, vocab_size: int) -> StoryTokenizerFast:
     from tinystories_hf.data.saved_tokenizer import story_tokenizer
 
     name = data.tokenizer
-    folder = Path(name)
-    with reporting_unreadable("tokenizer", folder):
-        is_folder = folder.is_dir()
-    if not is_folder:
-        if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise UserError(
-                f"tokenizer: {name} is not a folder; give a folder or a repository on the Hub"
-            )
+    folder = parse_tokenizer(name).path
+    if folder is None:
         folder = download_files(name, "tokenizer", data.tokenizer_revision, FILES)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)

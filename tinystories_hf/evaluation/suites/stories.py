@@ -16,8 +16,8 @@ import yaml
 from tqdm.auto import tqdm
 
 from tinystories_hf.config.arguments import DataArguments
-from tinystories_hf.config.parsing import local_path
 from tinystories_hf.core.errors import UserError
+from tinystories_hf.data.sources import parse_dataset
 from tinystories_hf.evaluation.intervals import clustered_mean
 from tinystories_hf.evaluation.records import Record, RecordFile
 from tinystories_hf.evaluation.subject import EvaluatedModel, identity
@@ -50,10 +50,10 @@ def load_prompts(data: DataArguments, path: Path | None = None) -> Prompts:
     """
     if path is not None:
         return read_prompts(path, path.name)
-    folder = local_path("dataset", data.dataset)
-    if (folder / AUTHORS_FILE).is_file():
-        return read_prompts(folder / AUTHORS_FILE, AUTHORS_FILE)
-    if data.dataset.count("/") == 1 and not folder.exists():
+    dataset = parse_dataset(data.dataset)
+    if dataset.path is not None and (dataset.path / AUTHORS_FILE).is_file():
+        return read_prompts(dataset.path / AUTHORS_FILE, AUTHORS_FILE)
+    if dataset.kind == "hub":
         from tinystories_hf.data.download import download_files
 
         revision = data.dataset_revision
