@@ -21,7 +21,7 @@ from tinystories_hf.data.readers import text_files
 from tinystories_hf.data.readers.formats import SUFFIXES
 from tinystories_hf.data.readers.tables import read_parquet
 from tinystories_hf.data.readers.text_files import read_jsonl, read_text
-from tinystories_hf.data.tokenizer import END_OF_TEXT
+from tinystories_hf.data.splits import END_OF_TEXT
 
 Parse = Callable[..., Arguments]
 REVISION = "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"

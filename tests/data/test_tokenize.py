@@ -12,8 +12,9 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tinystories_hf.data import tokenize
+from tinystories_hf.data.splits import END_OF_TEXT
 from tinystories_hf.data.tokenize import WordTokenizer
-from tinystories_hf.data.tokenizer import END_OF_TEXT, train_tokenizer
+from tinystories_hf.data.tokenizer import train_tokenizer
 from tinystories_hf.data.toy import toy_stories
 
 TRAINED = train_tokenizer(toy_stories(200), 320, 64)

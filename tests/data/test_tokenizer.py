@@ -11,8 +11,8 @@ from tests.support.loopback_hub import LoopbackHub
 from tests.support.loopback_state import StoredRepository
 from tinystories_hf.config.command_line import Arguments
 from tinystories_hf.core.errors import UserError
+from tinystories_hf.data.splits import END_OF_TEXT
 from tinystories_hf.data.tokenizer import (
-    END_OF_TEXT,
     load_tokenizer,
     merges_sha256,
     train_tokenizer,

@@ -20,8 +20,9 @@ from tinystories_hf.data.manifest import token_stream
 from tinystories_hf.data.prepare import prepare
 from tinystories_hf.data.readers import text_files
 from tinystories_hf.data.readers.formats import SUFFIXES
+from tinystories_hf.data.splits import END_OF_TEXT
 from tinystories_hf.data.tokenize import WordTokenizer
-from tinystories_hf.data.tokenizer import END_OF_TEXT, train_tokenizer
+from tinystories_hf.data.tokenizer import train_tokenizer
 from tinystories_hf.data.toy import toy_stories
 
 VOCABULARY = 320

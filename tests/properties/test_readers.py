@@ -25,8 +25,7 @@ from tinystories_hf.core.errors import UserError
 from tinystories_hf.data.corpus import open_corpus
 from tinystories_hf.data.readers import text_files
 from tinystories_hf.data.readers.formats import BEGINNINGS, CODECS, SUFFIXES
-from tinystories_hf.data.splits import OptionalStory
-from tinystories_hf.data.tokenizer import END_OF_TEXT
+from tinystories_hf.data.splits import END_OF_TEXT, OptionalStory
 
 SEPARATOR = END_OF_TEXT.encode()
 BOM = b"\xef\xbb\xbf"

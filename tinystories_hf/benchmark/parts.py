@@ -44,7 +44,7 @@ from tinystories_hf.data.corpus import open_corpus
 from tinystories_hf.data.manifest import PreparedData, token_stream
 from tinystories_hf.data.packing import PackedRows
 from tinystories_hf.data.prepare import prepare
-from tinystories_hf.data.tokenizer import END_OF_TEXT
+from tinystories_hf.data.splits import END_OF_TEXT
 from tinystories_hf.generation.arguments import GenerationArguments
 from tinystories_hf.generation.generate import continue_prompts
 from tinystories_hf.model.modeling import story_generation_config

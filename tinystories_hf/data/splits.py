@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from tinystories_hf.core.errors import UserError
 
+# GPT-2's and GPT-Neo's special token, which also divides the stories of TinyStories' text files.
+END_OF_TEXT = "<|endoftext|>"
 # None is a record whose text is null; cleaning counts and drops it. See `drop_null`.
 OptionalStory = str | None
 ReportProgress = Callable[[int], object]

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 from tinystories_hf.config.arguments import DataArguments
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.data.sources import parse_tokenizer
+from tinystories_hf.data.splits import END_OF_TEXT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from tinystories_hf.data.saved_tokenizer import PreTrainedTokenizerFast as StoryTokenizerFast
 
-END_OF_TEXT = "<|endoftext|>"
 # The trainer allocates memory for all entries before it reads text (540 MB for 2^28), and aborts
 # the process if there is not enough.
 MOST_ENTRIES = 1 << 24

@@ -15,7 +15,7 @@ from tinystories_hf.config.arguments import RunArguments
 from tinystories_hf.config.command_line import Arguments
 from tinystories_hf.core import environment, run_record
 from tinystories_hf.core.errors import UserError, reporting_unreadable
-from tinystories_hf.data.tokenizer import END_OF_TEXT
+from tinystories_hf.data.splits import END_OF_TEXT
 from tinystories_hf.training import checkpoints
 from tinystories_hf.training.batch import BatchPlan
 from tinystories_hf.training.checkpoints import Checkpoint, StartPoint

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tinystories_hf.config.parsing import brief
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.data.readers.formats import files_of, require_content
-from tinystories_hf.data.splits import OptionalStory, ReportProgress, ignore_progress
-from tinystories_hf.data.tokenizer import END_OF_TEXT
+from tinystories_hf.data.splits import END_OF_TEXT, OptionalStory, ReportProgress, ignore_progress
 
 if TYPE_CHECKING:
     from tinystories_hf.data.download import HubFile

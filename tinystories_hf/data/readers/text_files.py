@@ -33,8 +33,7 @@ from tinystories_hf.data.readers.tables import (
     stories_of_records,
     text_at,
 )
-from tinystories_hf.data.splits import OptionalStory, ReportProgress, ignore_progress
-from tinystories_hf.data.tokenizer import END_OF_TEXT
+from tinystories_hf.data.splits import END_OF_TEXT, OptionalStory, ReportProgress, ignore_progress
 
 if TYPE_CHECKING:
     from tinystories_hf.config.arguments import DataArguments
