@@ -136,7 +136,7 @@ def test_a_run_that_was_moved_says_which_text_is_missing_and_what_replaces_it(
     record["configuration"]["data"] |= {"dataset": "stories.txt", "prepared_dir": "elsewhere"}
     record["dataset"]["train"]["source"] = {"file": "stories.txt", "sha256": "0"}
     (run_dir / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    with pytest.raises(UserError, match=r"run.json names the text stories\.txt, .* --dataset"):
+    with pytest.raises(UserError, match=r"run.json records the dataset stories\.txt, .* --dataset"):
         parse_evaluation_arguments(["--model", str(run_dir)])
     text = str(tmp_path / "moved.txt")
     request = parse_evaluation_arguments(["--model", str(run_dir), "--dataset", text])

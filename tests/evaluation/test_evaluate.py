@@ -105,7 +105,7 @@ def test_what_was_measured_is_not_measured_again(evaluated: Path) -> None:
     before = (evaluated / "run" / "eval_results.json").read_bytes()
     done = evaluate(evaluated, "--model", "run")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("measured already") == 4
+    assert done.stdout.count("already evaluated, skipped") == 4
     assert (evaluated / "run" / "eval_results.json").read_bytes() == before
 
 
@@ -214,11 +214,11 @@ def test_the_schema_says_what_it_is() -> None:
     ("flags", "message"),
     [
         ([], "give --model"),
-        (["--model", "a", "--suite", "loss,clozy"], "suite: clozy; known are loss"),
+        (["--model", "a", "--suite", "loss,clozy"], "suite: unknown clozy; the suites are loss"),
         (["--model", "a", "--suite", "all"], "name one with --judge_model"),
         (["--model", "a", "b", "--revision", "x"], "single model"),
         (["--model", "a", "--batch_size", "0"], "at least 1"),
-        (["--model", "a", "--judge_base_url", "https://me:key@host/v1"], "leave the key out"),
+        (["--model", "a", "--judge_base_url", "https://me:key@host/v1"], "must not contain"),
         (["--model", "a", "--data_set", "x"], "did you mean --dataset"),
         (["--model", "a", "--tokenizer", "x"], "unknown flag --tokenizer"),
     ],
@@ -307,12 +307,12 @@ def test_each_model_has_a_folder_of_its_own(evaluated: Path, monkeypatch: Any) -
 
 def test_the_paper_stands_beside_models_of_its_shape(evaluated: Path, tmp_path: Path) -> None:
     results = results_in(evaluated / "run")
-    assert "its own protocol" not in render_report([results])
+    assert "as published" not in render_report([results])
     results["model"] |= {"hidden_size": 64, "num_layers": 8}
-    assert "another vocabulary" in render_report([results])
+    assert "other tokenizer" in render_report([results])
     results["model"]["vocab_size"] = 50_257
     text = render_report([results])
-    assert "| the paper | its own protocol | 2.08 |" in text
+    assert "| the paper | as published | 2.08 |" in text
     assert "about 0.745" in text
     assert "| 0 of 9, 1 half right | 0 of 9, 0 half right | 1 of 6, 1 half right |" in text
     assert write_report([results], tmp_path).read_text().startswith("# Evaluation: run")

@@ -1,4 +1,4 @@
-"""What a model is worth: suites in `suites`, their report and the model card in `report`.
+"""Evaluation of a model: the suites, the results, their report and the model card.
 
 Use `evaluate.evaluate`.
 """

@@ -23,7 +23,7 @@ from tinystories_hf.core.run_record import RUN_RECORD
 
 SUITES = ("loss", "cloze", "stories", "memorization", "judge")
 INDEXED = {"stories", "memorization"}
-# How stories become rows is a matter of training; here a model's own tokenizer reads them.
+# Settings that only matter for training: a model is evaluated with its own tokenizer and context.
 OF_ROWS = (
     *("tokenizer", "tokenizer_revision", "tokenizer_vocab_sha256", "tokenizer_merges_sha256"),
     *("eos_token", "context_length"),
@@ -32,48 +32,55 @@ OF_ROWS = (
 
 @dataclass(frozen=True)
 class EvaluationArguments:
-    """What is measured, of which models, and where it goes."""
+    """What to evaluate, with which suites, and where to write the results."""
 
-    model: list[str] = option("run directories, folders or names on the Hub", [])
-    revision: str | None = option("commit, tag or branch on the Hub, of a single model", None)
+    model: list[str] = option("run directories, model folders or names on the Hub", [])
+    revision: str | None = option("commit, tag or branch on the Hub; for a single model", None)
     suite: str | None = option(
-        f"{', '.join(SUITES)}, several by comma, or all; null is all that needs no --judge_model",
+        f"{', '.join(SUITES)} (several separated by commas), or all; null: all but judge, and judge"
+        " too if --judge_model is given",
         None,
     )
     results: list[str] = option(
-        "eval_results.json files: make the report of what was measured, measure nothing", []
+        "eval_results.json files to compare in one report; evaluates nothing", []
     )
     output_dir: str | None = option(
-        "where the results go, a folder for each model; null is the run directory itself, and"
-        " evaluations/ for a model that is none",
+        "output folder, with a subfolder for each of several models; null: a run directory itself,"
+        " and evaluations/ for other models",
         None,
     )
     context_length: int | None = option(
-        "tokens that a model reads at once; null is what it was trained on, 512 where it does not"
-        " say",
+        "context length in tokens; null: that of the training run, for other models 512 or their"
+        " maximum",
         None,
     )
-    batch_size: int = option("windows read at once", 16)
+    batch_size: int = option("windows per forward pass", 16)
     prompts: str | None = option(
-        "YAML list of story beginnings; null is the authors', beside the dataset", None
+        "YAML list of story prompts; null: the authors' 44, published with the dataset", None
     )
-    seed: int = option("seed of the stories told", 42)
-    judge_model: list[str] = option("models behind an endpoint, or folders, that grade", [])
+    seed: int = option("seed for the generated stories and the choice of training stories", 42)
+    judge_model: list[str] = option(
+        "models that grade the stories: names at an endpoint, or model folders", []
+    )
     judge_base_url: str | None = option(
-        "endpoint that speaks OpenAI's protocol, its key in JUDGE_API_KEY; null is the Hub's"
-        " inference providers",
+        "OpenAI-compatible endpoint, with its key in JUDGE_API_KEY; null: the Hub's inference"
+        " providers",
         None,
     )
-    judge_concurrency: int = option("stories graded at once", 4)
-    judge_confirm: bool = option("start what has to be paid for", False)
-    judge_price_in: float | None = option("dollars for a million tokens asked", None)
-    judge_price_out: float | None = option("dollars for a million tokens answered", None)
+    judge_concurrency: int = option("stories graded in parallel", 4)
+    judge_confirm: bool = option("start requests that may cost money", False)
+    judge_price_in: float | None = option(
+        "dollars per million input tokens, for the cost estimate", None
+    )
+    judge_price_out: float | None = option(
+        "dollars per million output tokens, for the cost estimate", None
+    )
 
     def __post_init__(self) -> None:
         if bool(self.model) == bool(self.results):
             raise UserError("give --model, such as --model runs/xs, or --results to compare")
         if self.revision is not None and len(self.model) != 1:
-            raise UserError("revision: belongs to a single model; name one with --model")
+            raise UserError("revision: only valid for a single model; give one with --model")
         for name in ("batch_size", "judge_concurrency", "context_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -81,17 +88,17 @@ class EvaluationArguments:
         if self.seed < 0:
             raise UserError(f"seed must not be negative, got {self.seed}")
         if self.judge_base_url and "@" in self.judge_base_url.partition("://")[2].split("/")[0]:
-            raise UserError("judge_base_url: leave the key out; it is read from JUDGE_API_KEY")
-        suites = self.suites  # an unknown one is told here
+            raise UserError("judge_base_url: must not contain the key; set JUDGE_API_KEY instead")
+        suites = self.suites  # raises for an unknown suite
         if "judge" in suites and not self.judge_model:
-            raise UserError("suite: judge needs somebody who grades; name one with --judge_model")
+            raise UserError("suite: judge needs a model that grades; name one with --judge_model")
 
     @property
     def suites(self) -> tuple[str, ...]:
-        """Return the suites asked for, in their order.
+        """Return the requested suites, in the order in which they run.
 
         Raises:
-            UserError: one is not known.
+            UserError: there is an unknown suite.
         """
         if self.suite is None:
             return SUITES if self.judge_model else SUITES[:-1]
@@ -99,13 +106,14 @@ class EvaluationArguments:
         unknown = set(wanted) - set(SUITES)
         if unknown:
             raise UserError(
-                f"suite: {', '.join(sorted(unknown))}; known are {', '.join(SUITES)}, and all"
+                f"suite: unknown {', '.join(sorted(unknown))}; the suites are {', '.join(SUITES)},"
+                " or all"
             )
         return tuple(suite for suite in SUITES if suite in wanted)
 
 
 class EvaluationRequest(NamedTuple):
-    """What scripts/evaluate.py is asked for."""
+    """The parsed command line of scripts/evaluate.py."""
 
     evaluation: EvaluationArguments
     data: DataArguments
@@ -114,16 +122,16 @@ class EvaluationRequest(NamedTuple):
 def parse_evaluation_arguments(
     argv: Sequence[str] | None = None, *, description: str = ""
 ) -> EvaluationRequest:
-    """Read the command line; the text is the runs' own unless flags name another.
+    """Parse the command line; without `--dataset`, models are evaluated on the data of the runs.
 
     Raises:
-        UserError: an unknown flag or suite, no model, or runs that were trained on different text.
+        UserError: a flag or suite is unknown, no model is given, or the runs were trained on
+            different data.
     """
     parser = StrictParser(description)
-    title = "(default in brackets)"
-    parser.add_dataclass(f"evaluation {title}", EvaluationArguments)
+    parser.add_dataclass("evaluation (default in brackets)", EvaluationArguments)
     parser.add_dataclass(
-        "text (without a flag: as recorded in the run, else as in configs/xs.yaml)",
+        "data (default: as recorded by the run, otherwise as in configs/xs.yaml)",
         DataArguments,
         leave_out=OF_ROWS,
     )
@@ -133,31 +141,30 @@ def parse_evaluation_arguments(
         EvaluationArguments, {key: value for key, value in flags.items() if key in own}
     )
     named = {key: value for key, value in flags.items() if key not in own}
-    data = _text(evaluation.model, named)
+    data = _evaluation_data(evaluation.model, named)
     if data.streaming and INDEXED & set(evaluation.suites):
         raise UserError(
-            "suite: stories and memorization look up in an index of all training text, which was"
-            " streamed; measure --suite loss,cloze or have it made by --streaming false --suite"
-            " stories,memorization"
+            "suite: stories and memorization need an index of the complete training split, which"
+            " was streamed; use --suite loss,cloze, or build the index with --streaming false"
         )
     return EvaluationRequest(evaluation, data)
 
 
-def _text(models: Sequence[str], named: dict[str, Setting]) -> DataArguments:
-    """Return the text that all models are measured on."""
+def _evaluation_data(models: Sequence[str], named: dict[str, Setting]) -> DataArguments:
+    """Return the data that all models are evaluated on."""
     known = {declared.name: declared for declared in fields(DataArguments)}
     records = [(name, _recorded(Path(name))) for name in models]
     recorded = [(name, settings) for name, settings in records if settings is not None]
     if recorded and "dataset" not in named:
         first, base = recorded[0]
         for name, other in recorded[1:]:
-            if _of_the_text(other) != _of_the_text(base):
+            if _comparable(other) != _comparable(base):
                 raise UserError(
-                    f"{first} and {name} were trained on different text; name the one to measure"
-                    " on with --dataset"
+                    f"{first} and {name} were trained on different data; choose the data to"
+                    " evaluate both on with --dataset"
                 )
-        _require_text(Path(first), base)
-        if not Path(base["prepared_dir"] or "").is_dir():  # a name of another folder or machine
+        _require_dataset(Path(first), base)
+        if not Path(base["prepared_dir"] or "").is_dir():  # recorded on another machine
             base = {**base, "prepared_dir": None}
         settings = {
             key: Setting(value, f"{first}/{RUN_RECORD}: {key}") for key, value in base.items()
@@ -171,25 +178,25 @@ def _text(models: Sequence[str], named: dict[str, Setting]) -> DataArguments:
     return build_dataclass(DataArguments, merge_settings([*layers, named], known))
 
 
-def _require_text(run: Path, settings: Mapping[str, Any]) -> None:
-    """Raise a `UserError` where the text that a run records is files that are not here.
+def _require_dataset(run: Path, settings: Mapping[str, Any]) -> None:
+    """Raise a `UserError` if a run was trained on local files that do not exist here.
 
-    A run that was moved, or is evaluated from another folder, records a path that leads nowhere.
+    The recorded path of a run that was moved, or is evaluated from another folder, may be invalid.
     """
     source = json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))["dataset"]["train"][
         "source"
     ]
     name = settings["dataset"]
-    there = Path(name).exists() or glob.glob(name, recursive=True)  # noqa: PTH207
-    if not there and not {"hub", "toy"} & source.keys():
+    exists = Path(name).exists() or glob.glob(name, recursive=True)  # noqa: PTH207
+    if not exists and not {"hub", "toy"} & source.keys():
         raise UserError(
-            f"dataset: {run / RUN_RECORD} names the text {name}, which is not there; name it with"
-            " --dataset"
+            f"dataset: {run / RUN_RECORD} records the dataset {name}, which does not exist; give"
+            " its path with --dataset"
         )
 
 
 def _recorded(folder: Path) -> dict[str, Any] | None:
-    """Return the data settings of a run directory, None where it is none."""
+    """Return the data settings of a run directory, None if it is not a run directory."""
     try:
         with reporting_unreadable("model", folder / RUN_RECORD):
             if not (folder / RUN_RECORD).exists():
@@ -199,12 +206,13 @@ def _recorded(folder: Path) -> dict[str, Any] | None:
     except UserError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / RUN_RECORD} is not a record of a run: {error}") from None
+        raise UserError(f"{folder / RUN_RECORD} is not a valid run record: {error}") from None
     return settings
 
 
-def _of_the_text(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that determine which stories a run was trained on."""
     apart = (*OF_ROWS, "prepared_dir", "streaming", "shuffle_buffer")
-    # A run of an earlier version has no record of a setting that came later.
-    later = {f.name: f.default for f in fields(DataArguments) if f.default is not MISSING}
-    return {key: value for key, value in {**later, **settings}.items() if key not in apart}
+    # Runs of earlier versions do not record settings that were added later.
+    defaults = {f.name: f.default for f in fields(DataArguments) if f.default is not MISSING}
+    return {key: value for key, value in {**defaults, **settings}.items() if key not in apart}

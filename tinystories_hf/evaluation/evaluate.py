@@ -1,4 +1,4 @@
-"""An evaluation from its command line to `eval_results.json` and `evaluation.md`."""
+"""Evaluates models and writes `eval_results.json`, `evaluation.md` and the model card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tinystories_hf.core.progress import without_progress_bars
 from tinystories_hf.core.run_record import EVAL_RESULTS, read_record
 from tinystories_hf.evaluation.arguments import EvaluationArguments, EvaluationRequest
 from tinystories_hf.evaluation.report.card import write_card
-from tinystories_hf.evaluation.report.report import write_report
+from tinystories_hf.evaluation.report.report import REPORT_FILE, write_report
 from tinystories_hf.evaluation.results import Results, read_results, results_of, write_results
 from tinystories_hf.evaluation.subject import load_model_to_evaluate, run_directory_of
 from tinystories_hf.evaluation.suites.measure import SuiteTask, measure_suite, suite_settings
@@ -24,17 +24,18 @@ from tinystories_hf.evaluation.suites.measure import SuiteTask, measure_suite, s
 OUTPUT_DIR = "evaluations"
 
 
-@without_progress_bars()  # of loading: the suites have their own
+@without_progress_bars()  # hides those of model loading; the suites show their own
 @sharing_cores()
 @reporting_lost_process()
 def evaluate(request: EvaluationRequest) -> list[Results]:
-    """Measure the suites that are asked for and write results and reports.
+    """Run the requested suites and write results and reports.
 
-    With several processes the loss is shared among them; all else is the first one's.
+    With several processes the loss is distributed; the main process runs all other suites.
 
     Raises:
-        UserError: a model, the text or a judge cannot be used, or a folder holds other results.
-        RunError: the same, found after something was measured; what was measured is kept.
+        UserError: a model, the data or a judge cannot be used, or an output folder contains the
+            results of another model or of other settings.
+        RunError: the same, after results were written; those are kept.
     """
     arguments = request.evaluation
     elsewhere = "choose another --output_dir"
@@ -48,7 +49,7 @@ def evaluate(request: EvaluationRequest) -> list[Results]:
     state = PartialState(cpu=device_type() == "cpu")
     folders = [results_folder(name, arguments) for name in arguments.model]
     if len(set(folders)) < len(folders):
-        raise UserError("model: two models would write into one folder; rename or leave out one")
+        raise UserError("model: two models would write to the same folder; rename or omit one")
     for folder in [*folders, *([together] if len(folders) > 1 else [])]:
         check_writable(folder, "output_dir", elsewhere)
     written: list[Path] = []
@@ -65,7 +66,7 @@ def evaluate(request: EvaluationRequest) -> list[Results]:
 
 
 def results_folder(name: str, arguments: EvaluationArguments) -> Path:
-    """Return where the results of a model go."""
+    """Return the folder for the results of a model."""
     run = run_directory_of(name)
     if arguments.output_dir is None and run is not None:
         return run
@@ -80,9 +81,9 @@ def results_folder(name: str, arguments: EvaluationArguments) -> Path:
 def evaluate_model(
     name: str, folder: Path, request: EvaluationRequest, state: PartialState, written: list[Path]
 ) -> Results:
-    """Measure one model; what was measured with the same settings is not measured again.
+    """Evaluate one model; suites already evaluated with the same settings are skipped.
 
-    A folder that results were written to is added to `written`.
+    `folder` is appended to `written` once results were written to it.
     """
     arguments = request.evaluation
     subject = load_model_to_evaluate(name, arguments.revision, arguments.context_length)
@@ -103,15 +104,15 @@ def evaluate_model(
         write_report([results], folder)
         if folder == run_directory_of(name):
             write_card(folder, read_record(folder).configuration["hub"]["hub_model_id"])
-        print(f"results     {folder / EVAL_RESULTS} and the report beside it", flush=True)
+        print(f"results     {folder / EVAL_RESULTS}, {REPORT_FILE}", flush=True)
     return results
 
 
 def suites_to_run(task: SuiteTask, results: Results) -> Sequence[str]:
-    """Return the suites that are still to be measured.
+    """Return the suites that still have to run.
 
     Raises:
-        UserError: one was measured with other settings.
+        UserError: a suite was already evaluated with other settings.
     """
     todo = []
     for suite in task.arguments.suites:
@@ -123,7 +124,7 @@ def suites_to_run(task: SuiteTask, results: Results) -> Sequence[str]:
         if measured != asked:
             differ = [key for key in asked if (measured or {}).get(key) != asked[key]]
             raise UserError(
-                f"{suite}: {task.folder / EVAL_RESULTS} was measured with another"
+                f"{suite}: {task.folder / EVAL_RESULTS} contains results with another"
                 f" {', '.join(differ)}; choose another --output_dir"
             )
         failures = sum(
@@ -132,5 +133,5 @@ def suites_to_run(task: SuiteTask, results: Results) -> Sequence[str]:
         if failures:
             todo.append(suite)
         else:
-            print(f"{suite:11} measured already", flush=True)
+            print(f"{suite:11} already evaluated, skipped", flush=True)
     return todo

@@ -1,4 +1,4 @@
-"""What people read of the results: `evaluation.md`, its plots, the model card.
+"""Reports generated from the results: `evaluation.md`, its plots, the model card.
 
 Use `report.write_report` and `card.write_card`.
 """

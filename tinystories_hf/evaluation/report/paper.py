@@ -1,8 +1,8 @@
-"""Numbers of the TinyStories paper (arXiv 2305.07759 v2) that ours stand beside.
+"""Results of the TinyStories paper (arXiv 2305.07759 v2), for comparison.
 
-Figures 4 and 24 are images: their losses were read off by eye and are good to about 0.02 nats. The
-paper kept the 10,000 most common tokens and does not say how it treated the others, how many steps
-it trained, or how often; its figures are orientation, not the same measurement.
+Figures 4 and 24 are images: their losses were read off by eye, with an error of about 0.02 nats.
+The paper kept the 10,000 most common tokens. It does not state how the other tokens were handled or
+how long the models were trained, so its losses are not directly comparable.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-# That of the published models: a loss per token of another tokenizer is another measure.
+# The vocabulary size of the published models. Losses per token of another tokenizer are not
+# comparable.
 GPT_NEO_VOCABULARY = 50_257
 SOURCE = "arXiv 2305.07759 v2, Figure 4"
-# The validation text the paper used: with its tokens and bytes a loss becomes bits per byte.
-# TinyStories-valid.txt of the first version: 4,765,918 tokens of the GPT-Neo tokenizer with the
-# ends of stories, 19,190,318 bytes of text (counted by third parties).
+# The paper's validation split, TinyStories-valid.txt of the first version: tokens of the GPT-Neo
+# tokenizer including end-of-text tokens, and bytes of text (counted by third parties). They convert
+# a loss per token to bits per byte.
 VALIDATION_TOKENS = 4_765_918
 VALIDATION_BYTES = 19_190_318
 VALIDATION_STORIES = 21_990
-# The training text it used, TinyStories-train.txt of the first version; tokens as above, with the
-# ends of stories (counted by third parties), and the bytes of the file.
+# The paper's training split, TinyStories-train.txt of the first version: tokens as above, and
+# bytes of the file (counted by third parties).
 TRAINING_STORIES = 2_119_719
 TRAINING_TOKENS = 473_992_236
 TRAINING_FILE_BYTES = 1_924_281_556
@@ -28,9 +29,9 @@ TRAINING_FILE_BYTES = 1_924_281_556
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One row of Figure 4: a shape, its loss in nats per token, and GPT-4's grades out of ten.
+    """One row of Figure 4: a model shape, its loss in nats per token, and GPT-4's grades out of 10.
 
-    A grade is None where the figure has none; `published` is the name on the Hub under roneneldan.
+    `published` is the name of the model on the Hub, under roneneldan.
     """
 
     hidden_size: int
@@ -73,8 +74,8 @@ FIGURE_4 = (
     PaperRow(1024, 1, 1.49, 6.36, 7.77, 7.47, 6.09, 6.42, "TinyStories-1Layer-21M"),
 )
 
-# Figure 4, models trained on other text: creativity, grammar, consistency. Completions of GPT-Neo
-# and GPT-2 were cut at the first 4-gram that repeated.
+# Figure 4, models trained on other data: creativity, grammar, consistency. Completions of GPT-Neo
+# and GPT-2 were cut at the first repeated 4-gram.
 OTHER_MODELS = {
     "GPT-Neo (125M)": (3.34, 5.27, 4.22),
     "GPT-2-small (125M)": (3.70, 5.40, 4.32),
@@ -83,7 +84,7 @@ OTHER_MODELS = {
     "GPT-4": (8.21, 8.75, 9.93),
 }
 
-# Figure 24, models of width 768: (layers, heads) -> loss, grammar, creativity, consistency.
+# Figure 24, models of hidden size 768: (layers, heads) -> loss, grammar, creativity, consistency.
 FIGURE_24 = {
     (2, 2): (1.38, 7.77, 6.50, 7.78),
     (2, 4): (1.34, 8.05, 6.57, 8.16),
@@ -93,8 +94,8 @@ FIGURE_24 = {
     (1, 8): (1.54, 7.45, 6.28, 7.02),
 }
 
-# Figures 9 to 11, counted from their colours: (right, half right, wrong) of 9 facts, 9 items of
-# reasoning and 6 of context, as the authors judged them.
+# Figures 9 to 11, counted from their colours: (hidden size, layers) -> (right, half right, wrong)
+# completions of 9 prompts for facts, 9 for reasoning and 6 for context, as judged by the authors.
 FIGURES_9_TO_11 = {
     (64, 8): ((0, 1, 8), (0, 0, 9), (1, 1, 4)),
     (128, 8): ((0, 4, 5), (2, 0, 7), (1, 0, 5)),
@@ -105,21 +106,21 @@ FIGURES_9_TO_11 = {
     (1024, 2): ((5, 4, 0), (3, 2, 4), (2, 3, 1)),
 }
 
-# Figures 14 to 17, read off the histograms: the paper prints no means.
+# Figures 14 to 17, read off the histograms; the paper gives no means.
 MEMORIZATION = {
-    "true_ending_rouge_2": "mass at 0.03 to 0.15 for every model, highest 0.20 to 0.30",
-    "between_rouge_2": "peak at 0.06 to 0.11, highest about 0.20; of true endings 0.08 and 0.17",
-    "in_training": "of 4-grams and 5-grams, those that never stand in training are the most",
+    "true_ending_rouge_2": "mostly 0.03 to 0.15 for every model, highest 0.20 to 0.30",
+    "between_rouge_2": "peak 0.06 to 0.11, highest about 0.20; between true endings 0.08 and 0.17",
+    "in_training": "most 4-grams and 5-grams never occur in training",
     "nearest": "Rouge-2 peak at 0.25 to 0.4, Rouge-3 peak at 0.1 to 0.2",
 }
 
 
 def paper_row(hidden_size: int, num_layers: int) -> PaperRow | None:
-    """Return the row of Figure 4 of a model's shape, None where there is none."""
+    """Return the row of Figure 4 for a model shape, None if there is none."""
     shape = (hidden_size, num_layers)
     return next((row for row in FIGURE_4 if (row.hidden_size, row.num_layers) == shape), None)
 
 
 def paper_bits_per_byte(row: PaperRow) -> float:
-    """Return a row's loss in bits per byte of the validation text, the 10,000 tokens set aside."""
+    """Return a row's loss in bits per byte, ignoring that the paper kept only 10,000 tokens."""
     return row.loss * VALIDATION_TOKENS / VALIDATION_BYTES / math.log(2)

@@ -1,4 +1,4 @@
-"""Pictures of a run and of evaluations, made from their recorded numbers alone."""
+"""Plots of a training run and of evaluation results."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tinystories_hf.evaluation.suites.rubric import GRADES
 COLORS = ("#4477aa", "#cc6633", "#228833", "#aa3377", "#66ccee", "#bbbb44", "#777777")
 HISTOGRAMS = (
     ("true_ending_rouge_2", "Rouge-2 precision with the true ending"),
-    ("between_rouge_2", "highest Rouge-2 f with another telling"),
+    ("between_rouge_2", "highest Rouge-2 f-measure with another completion"),
 )
 
 
 def plot_loss(log_history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Draw training and validation loss over steps from the Trainer's log history.
+    """Plot training and validation loss over steps from the Trainer's log history.
 
-    Both are the Trainer's own means in nats per token; dropout acts in the first alone.
+    Both are the Trainer's means in nats per token. Dropout is active only in the training loss.
     """
     figure, axes = _panels()
     for key, label, style in (
@@ -38,7 +38,7 @@ def plot_loss(log_history: Sequence[Mapping[str, Any]], path: Path, title: str) 
 
 
 def plot_results(results: Sequence[Results], folder: Path) -> list[str]:
-    """Draw what has been measured of one model or several; return the names of the files."""
+    """Plot the results of one or several models and return the file names."""
     drawers = {
         "loss": ("loss_by_position.png", _draw_positions),
         "cloze": ("cloze.png", _draw_cloze),
@@ -58,7 +58,7 @@ def plot_results(results: Sequence[Results], folder: Path) -> list[str]:
 def _panels(
     rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 4.2)
 ) -> tuple[Any, Any]:
-    """Return a figure and its axes, without pyplot, whose backend belongs to the process."""
+    """Return a figure and its axes without pyplot, which would set the backend of the process."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
@@ -74,7 +74,7 @@ def _draw_positions(results: Sequence[Results]) -> Any:
             places = [math.sqrt(max(1, at["first"]) * at["end"]) for at in points]
             losses = [at["loss"] for at in points]
             axes.plot(places, losses, style, color=color, label=label, markersize=4)
-    axes.set(xscale="log", xlabel="place in the window, tokens", ylabel="loss, nats per token")
+    axes.set(xscale="log", xlabel="position in the window, tokens", ylabel="loss, nats per token")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
@@ -95,7 +95,7 @@ def _draw_cloze(results: Sequence[Results]) -> Any:
         chance = results[0]["cloze"]["families"][family]["chance"]
         label = "chance" if at == 0 else None
         axes.hlines(chance, at - 0.45, at + 0.45, colors="black", linestyles="dotted", label=label)
-    axes.set(ylim=(0, 1), ylabel="right answers, relative scoring")
+    axes.set(ylim=(0, 1), ylabel="accuracy by relative likelihood")
     axes.set_xticks(range(len(families)), families)
     axes.legend(fontsize=8)
     return figure
@@ -129,7 +129,7 @@ def _bars(
     number: int,
     label: str,
 ) -> None:
-    """Draw values with their intervals."""
+    """Draw values as bars with their intervals."""
     values = [value for value, _ in found]
     below = [0.0 if ends is None else max(0.0, value - ends[0]) for value, ends in found]
     above = [0.0 if ends is None else max(0.0, ends[1] - value) for value, ends in found]
@@ -138,12 +138,12 @@ def _bars(
 
 
 def _draw_memorization(results: Sequence[Results]) -> Any:
-    """Draw the four histograms of the paper (its figures 14 to 17)."""
+    """Draw the four histograms of the paper (figures 14 to 17)."""
     figure, panels = _panels(2, 2, (10, 7))
     for axes, (key, title) in zip(panels[0], HISTOGRAMS, strict=True):
         for color, model in zip(itertools.cycle(COLORS), results, strict=False):
             _histogram(axes, model["memorization"][key], color, model["model"]["name"])
-        axes.set(title=title, ylabel="stories")
+        axes.set(title=title, ylabel="completions")
     endings = results[0]["memorization"]["endings_between_rouge_2"]
     _histogram(panels[0][1], endings, "black", "true endings")
     _draw_frequencies(panels[1][0], results)
@@ -151,7 +151,7 @@ def _draw_memorization(results: Sequence[Results]) -> Any:
         for k, style in (("2", "-"), ("3", "--")):
             label = f"{model['model']['name']}, Rouge-{k}"
             _histogram(panels[1][1], model["memorization"]["nearest"][k], color, label, style)
-    panels[1][1].set(title="precision with the nearest training story", ylabel="stories")
+    panels[1][1].set(title="precision with the nearest training story", ylabel="completions")
     for axes in panels.flat:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
@@ -169,7 +169,7 @@ def _histogram(
 
 
 def _draw_frequencies(axes: Any, results: Sequence[Results]) -> None:
-    """Draw how often the k-grams told stand in training, by powers of ten."""
+    """Plot how often the generated k-grams occur in training, by powers of ten."""
     styles = ("-", "--", "-.", ":")
     for color, model in zip(itertools.cycle(COLORS), results, strict=False):
         for style, (k, counts) in zip(
@@ -181,5 +181,8 @@ def _draw_frequencies(axes: Any, results: Sequence[Results]) -> None:
             shares = [counts.get("never" if p < 0 else str(p), 0) / total for p in powers]
             label = f"{model['model']['name']}, {k}-grams"
             axes.plot(powers, shares, style, color=color, label=label, marker=".")
-    axes.set(title="how often k-grams stand in training (-1: never)", ylabel="share of k-grams",
-             xlabel="log10 of the count")  # fmt: skip
+    axes.set(
+        title="how often generated k-grams occur in training (-1: never)",
+        ylabel="share of k-grams",
+        xlabel="log10 of the count in training",
+    )

@@ -1,4 +1,4 @@
-"""`evaluation.md`: the results of one model or several, as tables and pictures, from their JSON."""
+"""`evaluation.md`: the results of one or several models as tables and plots."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PAPER = "the paper"
 
 
 def write_report(results: Sequence[Results], folder: Path) -> Path:
-    """Write the report and its pictures into a folder and return its path."""
+    """Write the report and its plots into a folder and return the path of the report."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = plots.plot_results(results, folder)
     path = folder / REPORT_FILE
@@ -34,15 +34,15 @@ def write_report(results: Sequence[Results], folder: Path) -> Path:
 
 
 def render_report(results: Sequence[Results], pictures: Sequence[str] = ()) -> str:
-    """Return the report; `pictures` are the files that stand beside it."""
+    """Return the report in Markdown; `pictures` are the file names of the plots to include."""
     names = ", ".join(model["model"]["name"] for model in results)
     parts = [f"# Evaluation: {names}", _models(results)]
-    for suite, make in MAKERS.items():
+    for suite, make in SECTIONS.items():
         measured = [model for model in results if suite in model]
         if measured:
             parts.append(make(measured))
             parts += [f"![{name}]({name})" for name in pictures if name.startswith(f"{suite}")]
-            parts.append(_certificates(measured, suite))
+            parts.append(_origins(measured, suite))
     return "\n\n".join(parts) + "\n"
 
 
@@ -53,7 +53,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _models(results: Sequence[Results]) -> str:
     return _table(
-        ["model", "parameters", "width x layers", "vocabulary", "context", "weights"],
+        ["model", "parameters", "hidden size x layers", "vocabulary", "context", "weights"],
         [
             [
                 _name(model),
@@ -87,12 +87,12 @@ def _mean(found: dict[str, Any], form: str = ".3f") -> str:
     return with_interval(found["mean"], found["interval"], form)
 
 
-def _row_of_the_paper(model: Results) -> PaperRow | None:
+def _paper_row_of(model: Results) -> PaperRow | None:
     return paper_row(model["model"]["hidden_size"], model["model"]["num_layers"])
 
 
 def _loss(results: Sequence[Results]) -> str:
-    """Return the losses by both protocols, and the paper's of the same shape."""
+    """Return the losses of both protocols, and the paper's for the same hidden size and depth."""
     rows = []
     for model in results:
         loss = model["loss"]
@@ -107,31 +107,32 @@ def _loss(results: Sequence[Results]) -> str:
                     f"{part['tokens']:,}",
                 ]
             )
-        paper = _row_of_the_paper(model)
+        paper = _paper_row_of(model)
         if paper is not None:
             same = model["model"]["vocab_size"] == GPT_NEO_VOCABULARY
-            per_token = f"{paper.loss:.2f}" if same else "another vocabulary"
+            per_token = f"{paper.loss:.2f}" if same else "other tokenizer"
             bits = f"about {paper_bits_per_byte(paper):.3f}"
-            rows.append([_PAPER, "its own protocol", per_token, "", bits, ""])
+            rows.append([_PAPER, "as published", per_token, "", bits, ""])
     overlap = [
         f"{_name(model)}: {loss['in_training']:,} of {loss['stories']:,} validation stories"
-        f" ({loss['in_training'] / loss['stories']:.1%}) stand verbatim in training."
+        f" ({loss['in_training'] / loss['stories']:.1%}) also occur in the training split."
         for model in results
         for loss in [model["loss"]]
         if loss["in_training"] is not None  # None: training was streamed
     ]
-    header = ["model", "reading", "nats per token", "perplexity", "bits per byte", "tokens"]
+    header = ["model", "protocol", "nats per token", "perplexity", "bits per byte", "tokens"]
     about = (
-        "`packed` reads as in training, `by_story` each story alone. Losses per token compare"
-        f" within one tokenizer; across tokenizers bits per byte do. The paper: {SOURCE}, same"
-        " width and depth, its bits per byte computed from the tokens and bytes of its text."
+        "`packed` concatenates the stories as in training, `by_story` scores each story alone."
+        " Losses in nats per token are comparable only with the same tokenizer, bits per byte also"
+        f" across tokenizers. The paper: {SOURCE}, same hidden size and number of layers; its bits"
+        " per byte are computed from the number of tokens and bytes of its validation text."
     )
     parts = ["## Loss", _table(header, rows), " ".join(overlap), about]
     return "\n\n".join(part for part in parts if part)
 
 
 def readings(loss: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Return the losses by name: both protocols, and both without what stands in training."""
+    """Return the losses by name: both protocols, with and without stories seen in training."""
     found = [("packed", loss["packed"]), ("by_story", loss["by_story"])]
     fresh = loss["not_in_training"]
     if fresh is not None:
@@ -144,7 +145,7 @@ def _cloze(results: Sequence[Results]) -> str:
     rows = []
     for model in results:
         scores = [model["cloze"]["families"][family] for family in families]
-        for scoring, key in (("likelihood", ""), ("relative", "relative_")):
+        for scoring, key in (("likelihood", ""), ("relative likelihood", "relative_")):
             cells = [
                 with_interval(score[f"{key}accuracy"], score[f"{key}interval"], ".1%")
                 for score in scores
@@ -154,12 +155,12 @@ def _cloze(results: Sequence[Results]) -> str:
         if shape in FIGURES_9_TO_11:
             judged = [f"{right} of {sum((right, half, wrong))}, {half} half right"
                       for right, half, wrong in FIGURES_9_TO_11[shape]]  # fmt: skip
-            rows.append([_PAPER, "its own items, by eye", *judged])
+            rows.append([_PAPER, "its own items, judged by eye", *judged])
     first = results[0]["cloze"]["families"]
     rows.append(["chance", "", *(f"{first[family]['chance']:.1%}" for family in families)])
     header = [
         "model",
-        "answer by",
+        "scoring",
         *(f"{family} ({first[family]['items']} items)" for family in families),
     ]
     return "\n\n".join(["## Cloze", _table(header, rows), f"{results[0]['cloze']['protocol']}."])
@@ -169,20 +170,21 @@ def _stories(results: Sequence[Results]) -> str:
     measures: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("words", lambda found: _mean(found["words"], ".1f")),
         ("words, median", lambda found: f"{found['words']['median']:.0f}"),
-        ("end by themselves", lambda found: _mean(found["ended"], ".1%")),
+        ("reached the end-of-text token", lambda found: _mean(found["ended"], ".1%")),
         *(
             (f"distinct-{k}", lambda found, k=k: f"{found['distinct'][str(k)]:.3f}")
             for k in (1, 2, 3, 4)
         ),
         ("self-BLEU", lambda found: _mean(found["self_bleu"])),
-        ("4-grams told before", lambda found: _mean(found["repetition"], ".2%")),
-        ("words unknown to training", lambda found: _mean(found["unknown_words"], ".2%")),
+        ("repeated 4-grams", lambda found: _mean(found["repetition"], ".2%")),
+        ("words not in training", lambda found: _mean(found["unknown_words"], ".2%")),
     ]
     rows = [[name, *(show(model["stories"]) for model in results)] for name, show in measures]
-    told = results[0]["stories"]
+    first = results[0]["stories"]
     about = (
-        f"{told['completions']} completions of each of {told['prompts']['texts']} beginnings"
-        f" ({told['prompts']['source']}), temperature {told['temperature']:g}, seed {told['seed']}."
+        f"{first['completions']} completions of each of {first['prompts']['texts']} prompts"
+        f" ({first['prompts']['source']}), temperature {first['temperature']:g}, seed"
+        f" {first['seed']}."
     )
     return "\n\n".join(["## Stories", _table(["", *map(_name, results)], rows), about])
 
@@ -194,12 +196,12 @@ def _memorization(results: Sequence[Results]) -> str:
     measures: list[tuple[str, Callable[[dict[str, Any]], str], str]] = [
         ("Rouge-2 precision with the true ending",
          lambda found: spread(found["true_ending_rouge_2"]), MEMORIZATION["true_ending_rouge_2"]),
-        ("highest Rouge-2 f with another telling",
+        ("highest Rouge-2 f-measure with another completion",
          lambda found: spread(found["between_rouge_2"]), MEMORIZATION["between_rouge_2"]),
-        ("the same of the true endings",
+        ("the same between the true endings",
          lambda found: spread(found["endings_between_rouge_2"]), ""),
         *(
-            (f"{k}-grams that stand in training",
+            (f"{k}-grams that occur in training",
              lambda found, k=k: spread(found["in_training"][str(k)], ".1%"),
              MEMORIZATION["in_training"] if k > 3 else "")
             for k in (2, 3, 4, 5)
@@ -211,19 +213,21 @@ def _memorization(results: Sequence[Results]) -> str:
              MEMORIZATION["nearest"])
             for k in (2, 3)
         ),
-        ("copies: stories, passages, pairs", lambda found: ", ".join(
+        ("copies: stories, passages, pairs of completions", lambda found: ", ".join(
             str(found["copies"][kind]) for kind in ("stories", "passages", "pairs")), ""),
     ]  # fmt: skip
     rows = [
         [name, *(show(model["memorization"]) for model in results), paper]
         for name, show, paper in measures
     ]
-    told = results[0]["memorization"]
+    first = results[0]["memorization"]
+    training = first["training"]
     about = (
-        f"{len(told['drawn'])} training stories, the first {told['share_given']:.0%} given, told on"
-        f" at temperature {told['temperature']:g}, seed {told['seed']}; looked up in all"
-        f" {told['training']['stories']:,} training stories ({told['training']['words']:,} words)."
-        " The paper (section 4.4.1) shows histograms without means."
+        f"Completions of the first {first['share_given']:.0%} of {len(first['drawn'])} training"
+        f" stories at temperature {first['temperature']:g}, seed {first['seed']}, searched in all"
+        f" {training['stories']:,} training stories ({training['words']:,} words)."
+        " A copied story shares nine tenths of its word pairs with one training story; a passage is"
+        " a run of twenty words. The paper (section 4.4.1) shows histograms without means."
     )
     header = ["", *map(_name, results), _PAPER]
     return "\n\n".join(["## Memorisation", _table(header, rows), about])
@@ -245,7 +249,7 @@ def _judge(results: Sequence[Results]) -> str:
                     ", ".join(f"{count} {kind}" for kind, count in failures.items() if count),
                 ]
             )
-        paper = _row_of_the_paper(model)
+        paper = _paper_row_of(model)
         if paper is not None:
             known = [paper.grammar, paper.creativity, paper.consistency, paper.plot]
             row = [_PAPER, "GPT-4", *(f"{grade:.2f}" for grade in known), "", "", ""]
@@ -254,8 +258,8 @@ def _judge(results: Sequence[Results]) -> str:
             agreements.append(f"{_name(model)}: {_agreement(pair)}")
     header = ["model", "judge", *GRADES, "age group", "graded", "failures"]
     about = (
-        "Grades from 1 to 10 in two turns; intervals by bootstrap over beginnings. The paper's plot"
-        " grades are of models trained on TinyStories-Instruct."
+        "Mean grades from 1 to 10, with bootstrap intervals over prompts. The paper's plot grades"
+        " are for models trained on TinyStories-Instruct."
     )
     return "\n\n".join(["## Judge", _table(header, rows), *agreements, about])
 
@@ -272,11 +276,13 @@ def _agreement(pair: dict[str, Any]) -> str:
         return f"{grade} r {pearson}, mean difference {found['mean_absolute_difference']:.2f}"
 
     shown = "; ".join(show(grade) for grade in GRADES if grade in pair)
-    return f"{' and '.join(pair['judges'])} on {pair['stories']} stories: {shown or 'none graded'}."
+    return (
+        f"{' and '.join(pair['judges'])} on {pair['stories']} stories: {shown or 'none in common'}."
+    )
 
 
-def _certificates(results: Sequence[Results], suite: str) -> str:
-    """Say where the numbers of a suite came from."""
+def _origins(results: Sequence[Results], suite: str) -> str:
+    """Return when, where and with which versions a suite was run, one line per model."""
     lines = []
     for model in results:
         made = model[suite]["made"]
@@ -290,7 +296,7 @@ def _certificates(results: Sequence[Results], suite: str) -> str:
     return "\n".join(lines)
 
 
-MAKERS: dict[str, Callable[[Sequence[Results]], str]] = {
+SECTIONS: dict[str, Callable[[Sequence[Results]], str]] = {
     "loss": _loss,
     "cloze": _cloze,
     "stories": _stories,
@@ -300,6 +306,6 @@ MAKERS: dict[str, Callable[[Sequence[Results]], str]] = {
 
 
 def other_suites(model: Results) -> list[str]:
-    """Return the tables of all that was measured besides the loss, for the model card."""
-    found = [make([model]) for suite, make in MAKERS.items() if suite in model and suite != "loss"]
-    return [f"#{section}" for section in found]
+    """Return the sections of all suites except the loss, for the model card."""
+    found = [suite for suite in SECTIONS if suite in model and suite != "loss"]
+    return [f"#{SECTIONS[suite]([model])}" for suite in found]

@@ -1,4 +1,4 @@
-"""The suites: loss, cloze, stories, memorization, judge, and what they count with.
+"""The suites (loss, cloze, stories, memorization, judge) and their metrics.
 
 Use `measure.measure_suite`.
 """
