@@ -10,12 +10,17 @@ eval_results.json, evaluation.md with plots, and every story and reply as JSON l
 command resumes an interrupted evaluation. The key of an endpoint is read from JUDGE_API_KEY.
 """
 
+import sys
+from pathlib import Path
+
 from tinystories_hf.core.script import report_user_errors
 from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
 
+FOLDER = Path(__file__).resolve().parent
+
 
 def main() -> None:
-    """Parse, measure."""
+    """Parse the command line and evaluate."""
     request = parse_evaluation_arguments(description=__doc__ or "")
     from tinystories_hf.evaluation.evaluate import evaluate
 
@@ -23,5 +28,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # Python puts this folder on the path, where this file would hide the library `evaluate`.
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != FOLDER]
     with report_user_errors():
         main()

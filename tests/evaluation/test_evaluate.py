@@ -179,7 +179,7 @@ def test_results_that_do_not_fit_the_schema_are_refused(evaluated: Path) -> None
     for change in changes:
         changed = json.loads(json.dumps(results))
         change(changed)
-        with pytest.raises(UserError, match="does not fit the schema"):
+        with pytest.raises(UserError, match="does not match the schema"):
             check(changed)
 
 

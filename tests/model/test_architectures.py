@@ -78,7 +78,7 @@ def test_a_model_of_any_architecture_is_measured_generates_and_judges(
     assert subject.facts.hidden_size == 16
     assert subject.facts.num_layers == (2 if kind == "rwkv" else 1)
     if most is not None:
-        with pytest.raises(UserError, match=f"more than the {most} positions"):
+        with pytest.raises(UserError, match=f"has {most} positions, fewer than"):
             load_model_to_evaluate(str(tmp_path), context_length=most + 1)
 
     subject = load_model_to_evaluate(str(tmp_path), context_length=40)
@@ -113,7 +113,7 @@ def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
     config.is_decoder = False
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     train_tokenizer(toy_stories(100), SIZE, POSITIONS).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="reads ahead"):
+    with pytest.raises(UserError, match="is not causal"):
         load_model_to_evaluate(str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""How sure a mean is: intervals by bootstrap over what was drawn independently."""
+"""Bootstrap confidence intervals over independent units (stories, prompts, groups of items)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,25 @@ from numpy.typing import ArrayLike
 Interval = tuple[float, float]
 RESAMPLES = 1000
 SEED = 0
-# Draws that are summed up together: 8 MB of indices.
+# Draws that are evaluated together: 8 MB of indices.
 DRAWS_AT_ONCE = 1 << 20
 
 
 def ratio_interval(sums: ArrayLike, counts: ArrayLike, block: int = 1) -> Interval | None:
-    """Return the 95% interval of sum(sums) / sum(counts), both (units,).
+    """Return the 95% percentile interval of sum(sums) / sum(counts), or None.
 
-    Units (stories, prompts, groups of items) are drawn anew 1,000 times with a fixed seed and the
-    percentiles taken (Efron and Tibshirani, 1993, chapter 13). Where neighbours depend on each
-    other, so many of them are drawn together, as a block that may begin anywhere and goes around
-    the end (Politis and Romano, 1992). A single unit says nothing of how others would vary: None,
-    as where nothing was counted.
+    Units (stories, prompts, groups of items) are resampled 1,000 times with a fixed seed (Efron and
+    Tibshirani, 1993, chapter 13). If neighbouring units are dependent, blocks of `block` of them
+    are resampled instead; a block may start anywhere and wraps around the end (circular block
+    bootstrap, Politis and Romano, 1992).
+
+    Args:
+        sums: the numerator of each unit, (units,).
+        counts: the denominator of each unit, (units,).
+        block: the number of neighbouring units that are resampled together.
+
+    Returns:
+        The ends of the interval; None if there are fewer than two units or all counts are zero.
     """
     sums, counts = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
     if len(sums) < 2:
@@ -46,7 +53,7 @@ def ratio_interval(sums: ArrayLike, counts: ArrayLike, block: int = 1) -> Interv
 
 
 def _block_sums(values: np.ndarray[Any, Any], block: int) -> np.ndarray[Any, Any]:
-    """Return the sum of each unit and those that follow it, around the end, (units,)."""
+    """Return the sum of the block that starts at each unit and wraps around the end, (units,)."""
     around = np.concatenate([values, values[: block - 1]])
     ends = np.concatenate([[0.0], around.cumsum()])
     sums: np.ndarray[Any, Any] = ends[block:] - ends[:-block]
@@ -54,23 +61,24 @@ def _block_sums(values: np.ndarray[Any, Any], block: int) -> np.ndarray[Any, Any
 
 
 def block_length(stories: int, tokens: int, context_length: int) -> int:
-    """Return how many neighbouring stories of a packed stream are drawn together.
+    """Return how many neighbouring stories of a packed stream are resampled together.
 
-    Stories in one window share its context: what one gains by a late place the next loses. A block
-    spans four windows at least, and more for many stories; it leaves ten blocks at least.
+    Stories in the same window are not independent: a story that is late in its window has a lower
+    loss, and the next one a higher. A block covers at least four windows, or the cube root of the
+    number of stories if that is more, and there are at least ten blocks.
     """
     windows = 4 * context_length * stories / tokens
     return max(1, min(math.ceil(max(windows, math.pow(stories, 1 / 3))), stories // 10))
 
 
 def require_some(values: Sequence[Any]) -> None:
-    """Raise a `ValueError` where a mean would be that of nothing."""
+    """Raise a `ValueError` if there are no values."""
     if not len(values):
-        raise ValueError("there is nothing to measure: give at least one text or value")
+        raise ValueError("there is nothing to evaluate: give at least one text or value")
 
 
 def clustered_mean(values: Sequence[float], clusters: Sequence[Any]) -> dict[str, Any]:
-    """Return the mean of values and its interval, those of one cluster being drawn together.
+    """Return the mean of values, its interval, and their number; clusters are resampled as a whole.
 
     Raises:
         ValueError: there are no values.

@@ -1,4 +1,4 @@
-"""Raw outputs as they come, one JSON object a line: what was made once is never made again."""
+"""JSON Lines files of generated stories and judge replies, from which evaluations resume."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Record = dict[str, Any]
 
 
 class RecordFile:
-    """A file that starts with what its records were made with, and grows by whole lines.
+    """A JSON Lines file whose first line holds the settings and each other line one record.
 
-    A line that a kill cut off is taken away when the file is opened again.
+    An incomplete last line, left by a killed process, is removed when the file is opened again.
 
     Raises:
-        UserError: the file is of something else, or damaged before its end.
+        UserError: the file was written with other settings, or a line before the last is damaged.
     """
 
     def __init__(self, path: Path, made_with: Record) -> None:
@@ -30,7 +30,7 @@ class RecordFile:
             self._read(made_with)
 
     def append(self, records: list[Record]) -> None:
-        """Add records and have them on disk before anything else is done; from any thread."""
+        """Append records and flush them to disk; safe to call from any thread."""
         with self._lock:
             if not self.path.exists():
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,11 +50,11 @@ class RecordFile:
         try:
             head, *self.records = [json.loads(line) for line in whole.splitlines()] or [{}]
         except ValueError:
-            raise UserError(f"{self.path} is damaged; move it away to begin anew") from None
+            raise UserError(f"{self.path} is damaged; delete or move it to start again") from None
         if head and head.get("made_with") != made_with:
             raise UserError(
-                f"{self.path} was made with other settings or another model; move it away, or"
-                " choose another --output_dir"
+                f"{self.path} was written with other settings or another model; delete or move it,"
+                " or choose another --output_dir"
             )
         if not head:
             self._write([{"made_with": made_with}], "w")

@@ -1,4 +1,4 @@
-"""`eval_results.json`: every measured number of a model; all else is made from it."""
+"""Reads and writes `eval_results.json`, from which reports, plots and model cards are generated."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Results = dict[str, Any]
 
 @functools.cache
 def schema() -> Results:
-    """Return the JSON schema of `eval_results.json`, in which each field is described."""
+    """Return the JSON schema of `eval_results.json`, which describes each field."""
     content: Results = json.loads(SCHEMA.read_text(encoding="utf-8"))
     return content
 
 
 def check(results: Results) -> None:
-    """Hold results against the schema.
+    """Validate results against the schema.
 
     Raises:
-        UserError: they do not fit; the message names the place.
+        UserError: they do not match the schema; the message names the field.
     """
     import jsonschema
 
@@ -39,15 +39,15 @@ def check(results: Results) -> None:
         jsonschema.validate(results, schema())
     except jsonschema.ValidationError as error:
         raise UserError(
-            f"eval_results: {error.json_path} does not fit the schema: {error.message[:200]}"
+            f"eval_results: {error.json_path} does not match the schema: {error.message[:200]}"
         ) from None
 
 
 def read_results(path: Path) -> Results:
-    """Read a results file.
+    """Read and validate a results file.
 
     Raises:
-        UserError: it cannot be read, or does not fit the schema.
+        UserError: the file cannot be read or does not match the schema.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -59,27 +59,30 @@ def read_results(path: Path) -> Results:
 
 
 def new_results(facts: ModelFacts) -> Results:
-    """Return the results of a model of which nothing has been measured."""
+    """Return results without any suite."""
     return {"schema_version": VERSION, "model": asdict(facts)}
 
 
 def results_of(folder: Path, facts: ModelFacts) -> Results:
-    """Return what has been measured of a model in a folder, nothing where nothing was.
+    """Return the results of a model in a folder, or new ones if there are none.
 
     Raises:
-        UserError: the folder holds the results of other weights.
+        UserError: the folder contains the results of other weights.
     """
     path = folder / EVAL_RESULTS
     if not path.exists():
         return new_results(facts)
     results = read_results(path)
     if results["model"]["weights_sha256"] != facts.weights_sha256:
-        raise UserError(f"{path} is of other weights; move it away, or choose another --output_dir")
+        raise UserError(
+            f"{path} contains the results of other weights; delete or move it, or choose another"
+            " --output_dir"
+        )
     return results
 
 
 def write_results(folder: Path, results: Results) -> None:
-    """Write results that fit the schema, suites in their order."""
+    """Validate results and write them, with the suites in their usual order."""
     ordered = {key: results[key] for key in ("schema_version", "model", *SUITES) if key in results}
     check(json.loads(json.dumps(ordered)))
     folder.mkdir(parents=True, exist_ok=True)

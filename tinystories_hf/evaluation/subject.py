@@ -1,4 +1,4 @@
-"""What is evaluated: a model with its tokenizer, its context, and what tells it from any other."""
+"""The model to evaluate, with its tokenizer, context length and a hash of its weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tinystories_hf.model.positions import PAPER_CONTEXT, max_positions
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What stands in `eval_results.json` about the model itself."""
+    """The `model` section of `eval_results.json`."""
 
     name: str
     revision: str | None
@@ -39,7 +39,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model ready to be evaluated."""
+    """A loaded model with its tokenizer and facts."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
@@ -47,7 +47,7 @@ class EvaluatedModel:
 
     @property
     def context_length(self) -> int:
-        """Return the tokens that the model reads at once."""
+        """Return the context length in tokens."""
         return self.facts.context_length
 
 
@@ -56,17 +56,18 @@ def load_model_to_evaluate(
 ) -> EvaluatedModel:
     """Load a model from a folder or the Hub.
 
-    The context is the one asked for, else what its run trained on, else 512 as in the paper.
+    The context length is `context_length`, otherwise that of the training run, otherwise 512 as in
+    the paper, or the model's maximum if that is smaller.
 
     Raises:
-        UserError: there is no such model, the Hub cannot be reached, its tokenizer is not a fast
-            one, it is no causal model, or it has fewer positions than the context.
+        UserError: the model does not exist, the Hub cannot be reached, the tokenizer is not a fast
+            tokenizer, the model is not causal, or it has fewer positions than the context length.
     """
     if not Path(name).is_dir():
         revision = resolve_commit(name, "model", revision)
     model, tokenizer = load_for_generation(name, revision)
     if not tokenizer.is_fast:
-        raise UserError(f"model: {name} has no fast tokenizer; give it a tokenizer.json")
+        raise UserError(f"model: {name} has no fast tokenizer; add a tokenizer.json")
     check_causal(model, name)
     run = run_directory_of(name)
     record = None if run is None else read_record(run)
@@ -74,9 +75,7 @@ def load_model_to_evaluate(
     trained = None if record is None else int(record.configuration["data"]["context_length"])
     context = context_length or trained or min(PAPER_CONTEXT, positions or PAPER_CONTEXT)
     if positions is not None and context > positions:
-        raise UserError(
-            f"context_length {context} is more than the {positions} positions of {name}"
-        )
+        raise UserError(f"context_length: {name} has {positions} positions, fewer than {context}")
     return describe_evaluated_model(
         model,
         tokenizer,
@@ -89,9 +88,9 @@ def load_model_to_evaluate(
 
 @torch.inference_mode()
 def check_causal(model: PreTrainedModel, name: str) -> None:
-    """Raise a `UserError` where a token changes what the model predicts before it.
+    """Raise a `UserError` if a token changes the predictions at earlier positions.
 
-    AutoModelForCausalLM also loads BERT and its like, whose loss would mean nothing.
+    AutoModelForCausalLM also loads bidirectional models such as BERT, whose loss is meaningless.
     """
     if isinstance(model, GPTNeoForCausalLM):
         return
@@ -100,13 +99,13 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
     rounding = 100 * torch.finfo(logits.dtype).eps * logits.abs().max()
     if (logits[0] - logits[1]).abs().max() > rounding:
         raise UserError(
-            f"model: {name} reads ahead, so that its loss means nothing; give a causal model"
-            " (BERT and its like are one with is_decoder in their config.json)"
+            f"model: {name} is not causal: its predictions depend on later tokens. Give a causal"
+            " model; BERT and similar models need is_decoder in their config.json"
         )
 
 
 def run_directory_of(name: str) -> Path | None:
-    """Return the run directory that a model's name stands for, None where it is none of ours."""
+    """Return the path of a run directory of this package, None for any other model."""
     return Path(name) if (Path(name) / RUN_RECORD).is_file() else None
 
 
@@ -119,7 +118,7 @@ def describe_evaluated_model(
     revision: str | None = None,
     run_id: str | None = None,
 ) -> EvaluatedModel:
-    """Put a loaded model together with its facts; it tells stories up to the context."""
+    """Collect the facts of a loaded model, and limit its generations to the context length."""
     model.generation_config.max_length = context_length
     config = model.config.get_text_config(decoder=True)
     facts = ModelFacts(
@@ -139,7 +138,7 @@ def describe_evaluated_model(
 
 
 def weights_sha256(model: PreTrainedModel) -> str:
-    """Return the sha256 of all weights by name, the same wherever and however they are stored."""
+    """Return the sha256 of all weights by name, independent of device and file format."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
@@ -148,5 +147,5 @@ def weights_sha256(model: PreTrainedModel) -> str:
 
 
 def identity(facts: ModelFacts) -> dict[str, object]:
-    """Return what ties raw outputs to the model that made them."""
+    """Return the facts that identify the model in files of generated texts."""
     return {key: asdict(facts)[key] for key in ("weights_sha256", "context_length")}

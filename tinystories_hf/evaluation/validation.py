@@ -1,4 +1,4 @@
-"""How a model reads a split: its own tokens of every story, in windows that predict each once."""
+"""The validation split as tokens of a model, in windows that predict each token exactly once."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ Ids = np.ndarray[Any, np.dtype[np.int64]]
 PACKED = "packed"
 BY_STORY = "by_story"
 PROTOCOLS = {
-    PACKED: "as trained: all stories in one stream, an end of text after each, cut into windows of"
-    " the context length; fp32, every token counted once",
-    BY_STORY: "as read: each story alone after one end of text; one longer than the context goes on"
-    " in windows that repeat half of it; fp32, every token counted once",
+    PACKED: "as in training: all stories concatenated with an end-of-text token after each, and cut"
+    " into windows of the context length; fp32, every token predicted once",
+    BY_STORY: "each story alone, after one end-of-text token; a story longer than the context"
+    " continues in windows that overlap by half; fp32, every token predicted once",
 }
 
 
 @dataclass(frozen=True)
 class Validation:
-    """The stories of a validation split, and which of them stand verbatim in training.
+    """The stories of a validation split, and which of them also occur in the training split.
 
-    `in_training` (stories,) is None where training is streamed: nobody has looked.
+    `in_training` (stories,) is None if training is streamed: then it is unknown.
     """
 
     texts: list[str]
@@ -46,13 +46,13 @@ class Validation:
 
 
 def read_validation(data: DataArguments) -> Validation:
-    """Read a validation split as preparation does, and look its stories up in training.
+    """Read a validation split as in preparation, and find its stories in the training split.
 
-    Training is read through once, its stories are not kept; with `streaming` it is not read. White
-    space around a story does not count in the comparison.
+    The training split is read once and not kept in memory; with `streaming` it is not read. White
+    space around a story is ignored in the comparison.
 
     Raises:
-        UserError: the corpus cannot be read, or it has no stories for validation.
+        UserError: the dataset cannot be read or has no validation stories.
     """
     corpus = open_corpus(data)
     texts = list(_clean(corpus.validation, replace(data, drop_validation_overlap=False)))
@@ -67,7 +67,7 @@ def read_validation(data: DataArguments) -> Validation:
 
 
 def prepared_validation(prepared: PreparedData) -> Validation:
-    """Return what `read_validation` would, from a prepared folder: no corpus is asked again."""
+    """Return the same as `read_validation` from a prepared folder, without reading the dataset."""
     table = parquet.read_table(prepared.path / STORIES_FOLDER)
     manifest = prepared.manifest
     known = table["in_training"]
@@ -84,7 +84,7 @@ def _clean(split: Split, data: DataArguments) -> Iterable[str]:
 
 
 def occurs_in(stories: Sequence[str], others: Iterable[str]) -> np.ndarray[Any, Any]:
-    """Tell for each story whether it is one of the others, (stories,)."""
+    """Return for each story whether it is among the others, (stories,)."""
     wanted: dict[bytes, list[int]] = {}
     for number, story in enumerate(stories):
         wanted.setdefault(story_digest(story), []).append(number)
@@ -98,10 +98,14 @@ def occurs_in(stories: Sequence[str], others: Iterable[str]) -> np.ndarray[Any, 
 
 @dataclass(frozen=True)
 class TokenizedStories:
-    """Stories as a model's own tokenizer cuts them, one after the other.
+    """Concatenated stories, tokenized with the model's own tokenizer.
 
-    `ids` (tokens,) holds an `end` after each story; `starts` (stories,) is where each begins,
-    `bytes` (stories,) its length in UTF-8; `begin` is what a model reads before the first token.
+    Attributes:
+        ids: the tokens, with `end` after each story, (tokens,).
+        starts: the position of the first token of each story, (stories,).
+        bytes: the number of UTF-8 bytes of each story, (stories,).
+        begin: the input token from which the first token of a text is predicted.
+        end: the token after each story.
     """
 
     ids: Ids
@@ -112,21 +116,24 @@ class TokenizedStories:
 
     @property
     def lengths(self) -> Ids:
-        """Return the tokens of each story, its end counted, (stories,)."""
+        """Return the number of tokens of each story, including `end`, (stories,)."""
         return np.diff(self.starts, append=len(self.ids))
 
 
 def tokenize_stories(
     tokenizer: PreTrainedTokenizerFast, stories: Sequence[str]
 ) -> TokenizedStories:
-    """Tokenize stories, each followed by the tokenizer's EOS.
+    """Tokenize stories, each followed by the tokenizer's EOS token.
 
     Raises:
-        UserError: the tokenizer knows no end of text.
+        UserError: the tokenizer has no EOS token.
     """
     end = tokenizer.eos_token_id
     if end is None:
-        raise UserError("the model's tokenizer has no eos_token; no story could end")
+        raise UserError(
+            "model: its tokenizer has no eos_token, which ends a story; set it in"
+            " tokenizer_config.json"
+        )
     begin = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     tokenize = WordTokenizer(tokenizer)
     parts: list[Ids] = []
@@ -135,7 +142,7 @@ def tokenize_stories(
         ids = tokenize(batch)
         if np.count_nonzero(ids == end) == len(batch):
             parts += np.split(ids, np.flatnonzero(ids == end) + 1)[:-1]
-        else:  # a story spells the mark out
+        else:  # a story contains the text of the EOS token
             parts += [tokenize([story]) for story in batch]
     lengths = np.array([len(part) for part in parts], dtype=np.int64)
     return TokenizedStories(
@@ -148,9 +155,9 @@ def tokenize_stories(
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Return the tokens of a text without marks, however long it is."""
+    """Return the tokens of a text without special tokens and without truncation."""
     backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # a tokenizer.json may bring it along
+    backend.no_truncation()  # a tokenizer.json may enable it
     with unknown_words_reported():
         ids: list[int] = backend.encode(text, add_special_tokens=False).ids
     return ids
@@ -158,10 +165,13 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Reading:
-    """All predictions of a text: `targets[i]` follows `inputs[i]`, both (tokens,).
+    """The windows in which a model predicts every token of a text once.
 
-    Each row of `windows` (windows, 3) is begin, end and the first that counts: a model reads
-    `inputs[begin:end]` at once, and what it predicts from the third on is counted there.
+    Attributes:
+        inputs: the input tokens, (tokens,).
+        targets: `targets[i]` is the token after `inputs[i]`, (tokens,).
+        windows: rows of (begin, end, counted), (windows, 3): the model reads `inputs[begin:end]`,
+            and its predictions at `counted` to `end` are scored.
     """
 
     inputs: Ids
@@ -170,7 +180,7 @@ class Reading:
 
 
 def reading_protocol(stories: TokenizedStories, protocol: str, context_length: int) -> Reading:
-    """Lay out the windows of a protocol, see `PROTOCOLS`; every token counts in exactly one."""
+    """Return the windows of a protocol of `PROTOCOLS`; each token is scored in exactly one."""
     inputs = np.concatenate([[stories.begin], stories.ids[:-1]])
     if protocol == PACKED:
         begins = np.arange(0, len(inputs), context_length)

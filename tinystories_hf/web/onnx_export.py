@@ -97,7 +97,7 @@ def export_onnx(folder: Path) -> ExportRecord:
     check_readable(folder, "model")
     check_writable(folder, "model", "copy it to a folder that you can write to")
     model, tokenizer = _load(folder)
-    texts = [item.beginning + item.continuations[item.right] for item in cloze_items()]
+    texts = [item.prompt + item.continuations[item.right] for item in cloze_items()]
     ids = text_ids(tokenizer, texts)
     work = tempfile.TemporaryDirectory(dir=folder, prefix=".onnx.unfinished-")
     with work as name, reporting_full_disk(folder, "writing the ONNX files"):

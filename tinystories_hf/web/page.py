@@ -21,7 +21,7 @@ from huggingface_hub import ModelCard
 from tinystories_hf.core.errors import RunError, UserError, reporting_unreadable
 from tinystories_hf.core.files import check_readable, check_writable, file_sha256, write_json
 from tinystories_hf.evaluation.report.card import CARD_FILE
-from tinystories_hf.evaluation.suites.stories import OUR_FILE
+from tinystories_hf.evaluation.suites.stories import PACKAGE_PROMPTS
 from tinystories_hf.web import onnx_export
 from tinystories_hf.web.libraries import (
     WASM,
@@ -218,7 +218,7 @@ def _beginnings(folders: Any) -> list[str]:
     for folder in folders:
         widget = _card_data(folder).get("widget") or []
         found += [entry["text"] for entry in widget if entry.get("text")]
-    found = found or yaml.safe_load(OUR_FILE.read_text(encoding="utf-8"))
+    found = found or yaml.safe_load(PACKAGE_PROMPTS.read_text(encoding="utf-8"))
     return list(dict.fromkeys(found))[:MOST_BEGINNINGS]
 
 

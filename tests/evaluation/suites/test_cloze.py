@@ -63,8 +63,8 @@ def test_items_of_a_group_differ_only_in_what_is_asked() -> None:
     for items in groups.values():
         assert len({item.answers for item in items}) == 1
         assert sorted(item.right for item in items) == list(range(len(items[0].answers)))
-        assert len({item.beginning for item in items}) == len(items)
-        lasts = {item.beginning.rpartition(". ")[2] for item in items}
+        assert len({item.prompt for item in items}) == len(items)
+        lasts = {item.prompt.rpartition(". ")[2] for item in items}
         assert len({last.rpartition('" ')[2] for last in lasts}) == 1
         for item in items:
             assert all(len(answer.split()) == 1 for answer in item.answers)
@@ -107,7 +107,7 @@ def test_no_family_is_solved_by_the_end_of_the_beginning() -> None:
     model = tiny(len(tokenizer), 0.5)
     items = cloze_items()
     ends = [
-        ClozeItem(item.family, item.group, re.split(r'[.!?]"? ', item.beginning)[-1], item.answers,
+        ClozeItem(item.family, item.group, re.split(r'[.!?]"? ', item.prompt)[-1], item.answers,
                   item.right)
         for item in items
     ]  # fmt: skip
@@ -118,15 +118,15 @@ def test_no_family_is_solved_by_the_end_of_the_beginning() -> None:
 
 
 MENTIONS: dict[str, Callable[[ClozeItem, str], float]] = {
-    "first": lambda item, answer: -item.beginning.find(answer),
-    "last": lambda item, answer: item.beginning.rfind(answer),
+    "first": lambda item, answer: -item.prompt.find(answer),
+    "last": lambda item, answer: item.prompt.rfind(answer),
     "most often": lambda item, answer: mentions(item, answer),
     "least often": lambda item, answer: -mentions(item, answer),
 }
 
 
 def mentions(item: ClozeItem, answer: str) -> int:
-    return len(re.findall(rf"\b{answer}\b", item.beginning))
+    return len(re.findall(rf"\b{answer}\b", item.prompt))
 
 
 @pytest.mark.parametrize("mention", MENTIONS)
@@ -157,7 +157,7 @@ def tiny(vocab_size: int, spread: float) -> GPTNeoForCausalLM:
 
 def whole_words() -> PreTrainedTokenizerFast:
     """Return a tokenizer to which every word of the items is one token."""
-    texts = [item.beginning + text for item in cloze_items() for text in item.continuations]
+    texts = [item.prompt + text for item in cloze_items() for text in item.continuations]
     words = sorted({word for text in texts for word in text.split()})
     vocabulary = {word: at for at, word in enumerate(["</s>", *words])}
     backend = Tokenizer(models.WordLevel(vocabulary))
@@ -205,7 +205,7 @@ def test_scores_are_the_log_likelihoods_of_the_answers() -> None:
     (scores,), _ = model_scores(model, tokenizer, [item], 256, 2)
     totals = []
     for continuation in item.continuations:
-        ids = [tokenizer.eos_token_id, *tokenizer(item.beginning + continuation).input_ids]
+        ids = [tokenizer.eos_token_id, *tokenizer(item.prompt + continuation).input_ids]
         with torch.no_grad():
             logits = model(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
         totals.append(float(logits.gather(-1, torch.tensor(ids[1:])[:, None]).sum()))
@@ -223,11 +223,11 @@ def test_the_items_are_in_the_words_of_the_dataset_and_not_in_its_sentences(shar
     stories = list(read_text(shared / "data" / "tinystories" / "TinyStories-train.txt"))
     known = text_frequencies(stories)
     items = cloze_items()
-    unknown = {word for item in items for word in words_of(item.beginning) if word not in known}
+    unknown = {word for item in items for word in words_of(item.prompt) if word not in known}
     assert not unknown
     text = " ".join(" ".join(words_of(story)) for story in stories)
     for item in items:
-        for sentence in re.split(r"(?<=[.!?]) ", item.beginning)[:-1]:
+        for sentence in re.split(r"(?<=[.!?]) ", item.prompt)[:-1]:
             words = words_of(sentence)
             if len(words) > 5:
                 assert " ".join(words) not in text, sentence

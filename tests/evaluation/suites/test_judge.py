@@ -121,7 +121,7 @@ def test_what_concerns_all_stories_ends_it_and_keeps_what_came(
     endpoint: JudgingEndpoint, tmp_path: Path
 ) -> None:
     endpoint.script = {"Hal": ["401"]}
-    with pytest.raises(RunError, match="does not accept the key"):
+    with pytest.raises(RunError, match="rejects the key"):
         judged(endpoint, tmp_path)
     kept = len(RecordFile(tmp_path / "judgements.jsonl", {}).records)
     assert kept == sum(endpoint.answered.values())

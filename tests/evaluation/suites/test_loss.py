@@ -346,7 +346,7 @@ def test_stories_without_text_have_no_loss_for_a_byte() -> None:
             tiny(len(tokenizer)), tokenizer, validation, context_length=CONTEXT, batch_size=4
         )
 
-    with pytest.raises(UserError, match="all empty"):
+    with pytest.raises(UserError, match="are empty"):
         measure(["", ""], [False, False])
     assert measure(["A cat.", ""], [True, False]).not_in_training is None
 

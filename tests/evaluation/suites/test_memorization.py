@@ -22,6 +22,7 @@ from tinystories_hf.data.splits import Split
 from tinystories_hf.data.toy import toy_stories
 from tinystories_hf.evaluation.subject import EvaluatedModel, load_model_to_evaluate
 from tinystories_hf.evaluation.suites.memorization import compare, draw_stories
+from tinystories_hf.evaluation.suites.metrics import RougeOverlap, compute_metric
 from tinystories_hf.evaluation.suites.ngrams import kgrams, rouge_precision, words_of
 from tinystories_hf.evaluation.suites.training_index import (
     INDEX_FORMAT,
@@ -251,7 +252,8 @@ def toy_data(folder: Path, *flags: str) -> DataArguments:
 
 
 def headlines(texts: list[list[str]], index: TrainingIndex) -> dict[str, int]:
-    copies: dict[str, int] = compare(texts, [["end"]] * len(texts), index)["copies"]
+    completions = [" ".join(words) for words in texts]
+    copies: dict[str, int] = compare(completions, ["end"] * len(texts), index)["copies"]
     return copies
 
 
@@ -286,13 +288,14 @@ def test_each_planted_fact_moves_its_own_count_and_no_other(tmp_path: Path) -> N
 def test_the_measures_follow_what_is_planted(tmp_path: Path) -> None:
     stories = list(toy_stories(100, 6))
     index = index_of(stories, tmp_path / "index")
-    told = [words_of(story) for story in toy_stories(10, 77)]
-    endings = [words_of(story) for story in toy_stories(10, 78)]
-    before = compare(told, endings, index)
-    after = compare([endings[0], *told[1:]], endings, index)
+    completions, endings = list(toy_stories(10, 77)), list(toy_stories(10, 78))
+    before = compare(completions, endings, index)
+    after = compare([endings[0], *completions[1:]], endings, index)
     assert after["true_ending_rouge_2"]["values"][0] == 1.0
+    rouge = compute_metric(RougeOverlap, predictions=completions, references=endings)
+    assert before["true_ending_rouge_2"]["mean"] == pytest.approx(rouge["rouge_2_precision"])
     assert before["true_ending_rouge_2"]["values"][1:] == after["true_ending_rouge_2"]["values"][1:]
-    copied = compare([words_of(stories[0]), *told[1:]], endings, index)
+    copied = compare([stories[0], *completions[1:]], endings, index)
     assert [copied["in_training"][k]["values"][0] for k in "2345"] == [1.0] * 4
     assert copied["longest_run"]["values"][0] == len(words_of(stories[0]))
     assert copied["frequencies"]["5"]["never"] < before["frequencies"]["5"]["never"]
@@ -311,9 +314,9 @@ def test_training_stories_are_cut_at_forty_percent_and_fit_the_context(
     assert len({story.number for story in drawn}) == 10
     for story in drawn:
         whole = stories[story.number]
-        assert story.beginning + story.ending == whole
+        assert story.prompt + story.ending == whole
         words = len(whole.split())
-        assert len(story.beginning.split()) == -(-2 * words // 5)
+        assert len(story.prompt.split()) == -(-2 * words // 5)
         assert len(subject.tokenizer(whole).input_ids) < subject.context_length
     again = draw_stories(subject, stories, 50, seed=3, wanted=10)
     assert again == drawn

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from tinystories_hf.evaluation.records import RecordFile
 from tinystories_hf.evaluation.subject import load_model_to_evaluate
 from tinystories_hf.evaluation.suites import metrics
 from tinystories_hf.evaluation.suites import stories as stories_module
+from tinystories_hf.evaluation.suites.cloze import cloze_accuracy, cloze_items
 from tinystories_hf.evaluation.suites.ngrams import (
     bleu,
     distinct,
@@ -25,10 +28,10 @@ from tinystories_hf.evaluation.suites.ngrams import (
     words_of,
 )
 from tinystories_hf.evaluation.suites.stories import (
-    count_in,
     load_prompts,
     read_prompts,
     story_records,
+    story_statistics,
 )
 
 
@@ -68,7 +71,7 @@ def test_counts_of_stories_are_those_of_their_texts() -> None:
         told(1, 0, "A zorgle ran."),
         told(1, 1, "Dogs bark."),
     ]
-    found = count_in(stories, set(words_of("the cat sat on mat a ran dogs bark")))
+    found = story_statistics(stories, set(words_of("the cat sat on mat a ran dogs bark")))
     assert found["words"]["mean"] == pytest.approx((6 + 6 + 3 + 2) / 4)
     assert found["words"]["median"] == 4.5
     assert found["ended"]["mean"] == 0.75
@@ -80,12 +83,14 @@ def test_counts_of_stories_are_those_of_their_texts() -> None:
 
 def test_a_duplicate_moves_self_bleu_and_a_repetition_its_own_count() -> None:
     texts = ["One fine day a frog sang.", "The moon was big and white.", "We ate a pie at noon."]
-    plain = count_in([told(0, at, text) for at, text in enumerate(texts)], set())
-    twice = count_in([told(0, at, text) for at, text in enumerate([*texts[:2], texts[1]])], set())
+    plain = story_statistics([told(0, at, text) for at, text in enumerate(texts)], set())
+    twice = story_statistics(
+        [told(0, at, text) for at, text in enumerate([*texts[:2], texts[1]])], set()
+    )
     assert twice["self_bleu"]["mean"] > plain["self_bleu"]["mean"] + 0.3
     assert twice["repetition"]["mean"] == plain["repetition"]["mean"] == 0
     looped = [*texts[:2], "We ate a pie we ate a pie we ate a pie."]
-    again = count_in([told(0, at, text) for at, text in enumerate(looped)], set())
+    again = story_statistics([told(0, at, text) for at, text in enumerate(looped)], set())
     assert again["repetition"]["mean"] > 0.1
     assert again["self_bleu"]["mean"] < 0.3
 
@@ -142,7 +147,7 @@ def test_beginnings_come_from_a_file_the_dataset_or_our_own_set(
 ) -> None:
     data = parse_arguments(["--dataset", str(tmp_path)]).data
     assert load_prompts(data).source.startswith("tinystories_hf")
-    assert "taking our own" in capsys.readouterr().out
+    assert "using the prompts of this package" in capsys.readouterr().out
     (tmp_path / "Evaluation prompts.yaml").write_text("- One day\n- |-\n  Two\n\n  days\n")
     assert load_prompts(data).texts == ["One day", "Two\n\ndays"]
     mine = tmp_path / "mine.yaml"
@@ -197,3 +202,40 @@ def test_each_metric_of_evaluate_gives_the_number(
 def test_the_metrics_combine() -> None:
     found = evaluate.combine([metrics.Distinct(), metrics.Repetition()]).compute(predictions=TEXTS)
     assert {"distinct_1", "distinct_4", "repetition"} <= set(found)
+
+
+def test_the_suites_compute_their_numbers_with_the_metrics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each suite changes with its metric; the mean of a metric is that of its values."""
+    stories = [told(0, at, text) for at, text in enumerate(TEXTS)]
+    expected = {
+        key: value
+        for metric in (metrics.Distinct, metrics.Repetition, metrics.SelfBleu)
+        for key, value in metrics.compute_metric(metric, predictions=TEXTS).items()
+    }
+    found = story_statistics(stories, set())
+    assert found["distinct"] == {str(k): expected[f"distinct_{k}"] for k in (1, 2, 3, 4)}
+    assert found["repetition"]["mean"] == expected["repetition"]
+    assert found["self_bleu"]["mean"] == expected["self_bleu"]
+
+    items = [item for item in cloze_items() if item.family == "facts"][:4]
+    scores = [[float(at == item.right) for at in range(len(item.answers))] for item in items]
+    assert cloze_accuracy(items, scores)["facts"].accuracy == 1.0
+    computed = []
+
+    def count(metric: type[evaluate.Metric], **inputs: Any) -> Any:
+        computed.append(metric.__name__)
+        return compute(metric, **inputs)
+
+    compute = metrics.compute_metric
+    monkeypatch.setattr(metrics, "compute_metric", count)
+    story_statistics(stories, set())
+    cloze_accuracy(items, scores)
+    assert set(computed) == {"Distinct", "Repetition", "SelfBleu", "ClozeAccuracy"}
+
+
+def test_evaluate_is_imported_only_by_a_suite_that_needs_it() -> None:
+    code = "import sys, tinystories_hf.evaluation.evaluate; print('evaluate' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr

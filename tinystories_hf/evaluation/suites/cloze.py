@@ -1,7 +1,8 @@
-"""Does the model know the next word? Facts, reasoning and context, as the paper asks them.
+"""Cloze suite: whether the right next word is the most likely one, for 230 prompts.
 
-The paper (arXiv 2305.07759, figures 9 to 11) shows completions of 24 beginnings and judges them by
-eye. Here the answers are given, and the model's own probabilities choose: see `cloze.yaml`.
+The paper (arXiv 2305.07759, figures 9 to 11) shows completions of 24 prompts in the families facts,
+reasoning and context, and judges them by eye. Here the answers in `cloze.yaml` are compared by the
+likelihood that the model gives them.
 """
 
 from __future__ import annotations
@@ -22,39 +23,40 @@ from tinystories_hf.evaluation.validation import Reading, encode
 
 ITEMS = Path(__file__).with_name("cloze.yaml")
 PROTOCOL = (
-    "the answer with the highest log-likelihood, a full stop included; relative: the one whose"
-    " log-likelihood is furthest above its mean over the group; ties share the credit; intervals"
-    " by bootstrap over groups"
+    "Likelihood: the answer with the highest log-likelihood, including its full stop. Relative"
+    " likelihood: the answer whose log-likelihood is furthest above its mean over the prompts of"
+    " the group. Ties share the credit. Intervals by bootstrap over groups"
 )
 
 
 @dataclass(frozen=True)
 class ClozeItem:
-    """A beginning and its answers; items of one `group` share the answers and the last sentence."""
+    """A prompt and its answers; items of one `group` share the answers and the last sentence."""
 
     family: str
     group: int
-    beginning: str
+    prompt: str
     answers: tuple[str, ...]
     right: int
 
     @property
     def continuations(self) -> list[str]:
-        """Return the answers as they follow the beginning."""
+        """Return the answers as they follow the prompt."""
         return [f" {answer}." for answer in self.answers]
 
 
-# From items to one score for each of their answers, (items, answers) as lists.
+# Maps items to a score for each of their answers, (items, answers) as lists.
 Scorer = Callable[[Sequence[ClozeItem]], Sequence[Sequence[float]]]
 
 
 @dataclass(frozen=True)
 class FamilyScore:
-    """How often the right answer was chosen; `chance` is what choosing blindly gives.
+    """The share of items of a family for which the right answer was chosen.
 
-    `accuracy` chooses the likeliest answer. `relative_accuracy` chooses the one that its beginning
-    makes likelier than the other beginnings of its group do: a small model likes some answers
-    whatever they follow, and this leaves that out.
+    `accuracy` chooses the most likely answer. `relative_accuracy` chooses the answer whose
+    likelihood increases most over its mean for all prompts of the group: a small model prefers some
+    words whatever the prompt is, and this removes that preference. `chance` is the expected share
+    of a random choice.
     """
 
     accuracy: float
@@ -67,7 +69,7 @@ class FamilyScore:
 
 @cache
 def cloze_items() -> tuple[ClozeItem, ...]:
-    """Return all items, those of a group together."""
+    """Return all items; those of a group are adjacent."""
     items = []
     families = yaml.safe_load(ITEMS.read_text(encoding="utf-8"))
     for family, groups in families.items():
@@ -81,9 +83,11 @@ def cloze_items() -> tuple[ClozeItem, ...]:
 def cloze_accuracy(
     items: Sequence[ClozeItem], scores: Sequence[Sequence[float]]
 ) -> dict[str, FamilyScore]:
-    """Return the share of right choices in each family, given a score for each answer.
+    """Return the accuracy of each family, given a score for each answer.
 
-    `items` holds whole groups.
+    Args:
+        items: the items of complete groups.
+        scores: a score for each answer, (items, answers).
     """
     found = {}
     for family in dict.fromkeys(item.family for item in items):
@@ -91,12 +95,12 @@ def cloze_accuracy(
         for item, scored in zip(items, scores, strict=True):
             if item.family == family:
                 groups.setdefault(item.group, []).append((item, scored))
-        shares = [[credit(own, item.right) for item, own in group] for group in groups.values()]
-        relative = [_relative_credits(group) for group in groups.values()]
-        sizes = [len(group) for group in shares]
+        likelihood = [_credits(group, relative=False) for group in groups.values()]
+        relative = [_credits(group, relative=True) for group in groups.values()]
+        sizes = [len(group) for group in likelihood]
         found[family] = FamilyScore(
-            accuracy=sum(map(sum, shares)) / sum(sizes),
-            interval=ratio_interval([sum(group) for group in shares], sizes),
+            accuracy=sum(map(sum, likelihood)) / sum(sizes),
+            interval=ratio_interval([sum(group) for group in likelihood], sizes),
             relative_accuracy=sum(map(sum, relative)) / sum(sizes),
             relative_interval=ratio_interval([sum(group) for group in relative], sizes),
             chance=float(np.mean([1 / len(i.answers) for i in items if i.family == family])),
@@ -105,19 +109,20 @@ def cloze_accuracy(
     return found
 
 
-def _relative_credits(group: Sequence[tuple[ClozeItem, Sequence[float]]]) -> list[float]:
-    """Return the credits when each answer counts by what it gains over the mean of its group."""
-    means = np.mean([scored for _, scored in group], axis=0)
-    return [credit((np.array(own) - means).tolist(), item.right) for item, own in group]
+def _credits(group: Sequence[tuple[ClozeItem, Sequence[float]]], relative: bool) -> list[float]:
+    """Return the credit of each item of a group, with scores relative to their mean if asked."""
+    from tinystories_hf.evaluation.suites.metrics import ClozeAccuracy, compute_metric
 
-
-def credit(scores: Sequence[float], right: int) -> float:
-    """Return 1 where the right answer alone is best, a share where it is as good as others.
-
-    Scores closer than the rounding of fp32 sums are the same.
-    """
-    best = [answer for answer, score in enumerate(scores) if score > max(scores) - 1e-4]
-    return 1 / len(best) if right in best else 0.0
+    scores = np.array([scored for _, scored in group])
+    if relative:
+        scores = scores - scores.mean(axis=0)
+    found: list[float] = compute_metric(
+        ClozeAccuracy,
+        predictions=scores.tolist(),
+        references=[item.right for item, _ in group],
+        use_aggregator=False,
+    )["accuracy"]
+    return found
 
 
 def model_scores(
@@ -129,10 +134,10 @@ def model_scores(
     *,
     quiet: bool = False,
 ) -> tuple[list[list[float]], int]:
-    """Return the log-likelihood of each answer after its beginning in nats, (items, answers).
+    """Return the log-likelihood of each answer in nats, (items, answers), and the items truncated.
 
-    The tokens that all answers of an item share are left out: they add the same to each. Where an
-    item is longer than the context its start is not read; the second result counts these items.
+    The leading tokens that all answers of an item share are left out: they add the same to each.
+    The start of an item that is longer than the context is cut off; the second result counts these.
     """
     inputs: list[int] = []
     targets: list[int] = []
@@ -141,7 +146,7 @@ def model_scores(
     end = tokenizer.eos_token_id
     begin = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     for item in items:
-        texts = [item.beginning + continuation for continuation in item.continuations]
+        texts = [item.prompt + continuation for continuation in item.continuations]
         encoded = [encode(tokenizer, text) for text in texts]
         shared = _shared_tokens(encoded)
         cut += max(map(len, encoded)) > context_length
@@ -158,7 +163,7 @@ def model_scores(
 
 
 def _shared_tokens(encoded: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens at the start are the same in all texts."""
+    """Return the number of leading tokens that all texts have in common."""
     shared = 0
     for tokens in zip(*encoded, strict=False):
         if len(set(tokens)) > 1:
@@ -175,7 +180,7 @@ def measure_cloze(
     *,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Return the accuracy of each family, and the protocol."""
+    """Return the cloze section of the results."""
     items = cloze_items()
     scores, cut = model_scores(model, tokenizer, items, context_length, batch_size, quiet=quiet)
     families = cloze_accuracy(items, scores)

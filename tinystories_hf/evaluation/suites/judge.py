@@ -1,7 +1,7 @@
-"""A language model grades the stories, as GPT-4 did in the paper (section 3): GPT-Eval.
+"""Judge suite: language models grade the generated stories, as GPT-4 in the paper (section 3).
 
-Every reply is written down as it arrives, so that a judge who was interrupted is never asked the
-same question again.
+Every reply is saved as it arrives, so that an interrupted evaluation resumes without repeating a
+request.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from tinystories_hf.evaluation.suites.rubric import (
     parse_grades,
 )
 
-# An opinion, the grades, and once more where these cannot be read.
-MOST_REPLIES = 3
+# The opinion, the grades, and a second try if the grades cannot be parsed.
+MAX_REPLIES = 3
 CHARACTERS_PER_TOKEN = 4
 EXPECTED_REPLY_TOKENS = (150, 30)
 
-# A judge's name, the beginning's number, the completion's.
+# The judge's name, the number of the prompt and the number of the completion.
 Key = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
 class JudgeArguments:
-    """Who judges; prices are in dollars for a million tokens, for the estimate alone."""
+    """The settings of the judges; prices are in dollars per million tokens, for the estimate."""
 
     models: tuple[str, ...]
     base_url: str | None = None
@@ -60,7 +60,7 @@ class JudgeArguments:
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """About what judging will take; second tries of grades that cannot be read are not in it."""
+    """The estimated cost of judging, without second tries for grades that cannot be parsed."""
 
     requests: int
     tokens_in: int
@@ -70,15 +70,15 @@ class CostEstimate:
     def __str__(self) -> str:
         dollars = "" if self.dollars is None else f", about ${self.dollars:,.2f}"
         return (
-            f"{self.requests:,} requests, about {self.tokens_in:,} tokens in and"
-            f" {self.tokens_out:,} out{dollars}"
+            f"{self.requests:,} requests, about {self.tokens_in:,} input and"
+            f" {self.tokens_out:,} output tokens{dollars}"
         )
 
 
 def estimate_cost(
     stories: Sequence[Record], records: Sequence[Record], judge: JudgeArguments
 ) -> CostEstimate:
-    """Return what is still to be paid for, counted at four characters to a token."""
+    """Return the estimated cost of the missing replies, with four characters per token."""
     asked, refused = _replies(records), _refused(records)
     requests = tokens_in = tokens_out = 0
     for name, story in itertools.product(judge.models, stories):
@@ -101,9 +101,9 @@ def estimate_cost(
 
 
 def _finished(replies: Sequence[str]) -> bool:
-    """Return whether a judge is done with a story: grades that can be read, or the last try."""
+    """Return whether no more replies are needed: grades were parsed, or all tries are used."""
     graded = any(parse_grades(reply) for reply in replies[1:])
-    return graded or len(replies) >= MOST_REPLIES
+    return graded or len(replies) >= MAX_REPLIES
 
 
 def measure_judge(
@@ -114,18 +114,17 @@ def measure_judge(
     made_with: Record,
     quiet: bool = False,
 ) -> Record:
-    """Have every judge grade every story, into `judgements.jsonl`, and sum up.
+    """Return the judge section of the results; replies are saved in `judgements.jsonl`.
 
     Raises:
-        UserError: there is something to be paid for and it was not confirmed, or a judge cannot be
-            asked at all.
+        UserError: requests that may cost money were not confirmed, or a judge cannot be used.
     """
     records = RecordFile(folder / "judgements.jsonl", made_with)
     cost = estimate_cost(stories, records.records, judge)
     if cost.requests:
         print(f"judge       {cost}", flush=True)
         if not judge.confirmed:
-            raise UserError(f"judge: this takes {cost}; add --judge_confirm to start")
+            raise UserError(f"judge: this takes {cost}; add --judge_confirm to start the requests")
     judges = {name: open_judge(name, judge.base_url) for name in judge.models}
     unanswered = ask_all(stories, judges, records, judge.concurrency, quiet=quiet)
     return summarize_grades(stories, records.records, judge.models, unanswered)
@@ -139,11 +138,14 @@ def ask_all(
     *,
     quiet: bool = False,
 ) -> Counter[str]:
-    """Ask what has not been asked, several stories at a time; return how many got no answer.
+    """Request the missing replies, several stories in parallel.
+
+    Returns:
+        The number of stories without an answer for each judge.
 
     Raises:
-        UserError: a judge cannot be asked at all.
-        RunError: the same, after others were answered; their replies are kept.
+        UserError: a judge cannot be used.
+        RunError: the same, after replies were saved; those are kept.
     """
     kept = len(records.records)
     asked, refused = _replies(records.records), _refused(records.records)
@@ -178,7 +180,7 @@ def ask_all(
 def _judge_story(
     judge: Judge, name: str, story: Record, replies: Sequence[str], records: RecordFile
 ) -> bool:
-    """Ask one judge about one story to the end; False where no answer came."""
+    """Request all replies of one judge about one story; return False if an answer is missing."""
     replies = list(replies)
     where = dict(zip(("judge", "prompt", "completion"), _key(name, story), strict=True))
     while not _finished(replies):
@@ -201,7 +203,7 @@ def summarize_grades(
     names: Sequence[str],
     unanswered: Mapping[str, int],
 ) -> Record:
-    """Return the means of each judge, its failures by kind, and the agreement between judges."""
+    """Return the mean grades and failures of each judge, and the agreement between judges."""
     asked, refused = _replies(records), _refused(records)
     grades = {
         name: {
@@ -236,7 +238,7 @@ def summarize_grades(
 
 
 def _means(grades: Mapping[tuple[int, int], Grades]) -> Record:
-    """Return the mean of each grade with its interval by beginning, and the share of age groups."""
+    """Return mean grades with intervals over prompts, and the share of each age group."""
     if not grades:
         return {"grades": None, "age_groups": None}
     prompts = [prompt for prompt, _ in grades]
@@ -253,9 +255,9 @@ def _means(grades: Mapping[tuple[int, int], Grades]) -> Record:
 def rank_agreement(
     one: str, other: str, grades: Mapping[str, Mapping[tuple[int, int], Grades]]
 ) -> Record:
-    """Return how two judges' grades of the same stories go together.
+    """Return the correlation and mean absolute difference of two judges' grades.
 
-    `pearson` is None where a judge gave all stories the same grade.
+    `pearson` is None if one judge gave all stories the same grade.
     """
     both = sorted(set(grades[one]) & set(grades[other]))
     found: Record = {"judges": [portable(one), portable(other)], "stories": len(both)}
@@ -277,7 +279,7 @@ def _key(name: str, story: Mapping[str, Any]) -> Key:
 
 
 def _replies(records: Sequence[Record]) -> dict[Key, list[str]]:
-    """Return the replies about each story in the order of their turns."""
+    """Return the replies about each story in the order of the turns."""
     found: dict[Key, list[tuple[int, str]]] = {}
     for record in records:
         if "text" in record:

@@ -1,4 +1,4 @@
-"""Who answers a judge's questions: an endpoint that speaks OpenAI's protocol, or a local model."""
+"""Models that grade stories: behind an OpenAI-compatible endpoint, or on this machine."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tinystories_hf.evaluation.suites.rubric import Message
 API_KEY = "JUDGE_API_KEY"
 ATTEMPTS = 5
 _TIMEOUT_SECONDS = 120.0
-# An opinion of a few sentences; the grades are shorter.
+# Enough for an opinion of a few sentences; the grades are shorter.
 MAX_TOKENS = 400
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a judge said, and the tokens that were paid for it (None where it does not tell)."""
+    """The reply of a judge and the tokens that it reports (None if it does not)."""
 
     text: str
     tokens_in: int | None = None
@@ -32,22 +32,22 @@ class Reply:
 
 
 class RefusedError(Exception):
-    """The endpoint will not answer this question, whenever it is asked."""
+    """The endpoint rejects this request; a retry would not help."""
 
 
 class NoAnswerError(Exception):
-    """The endpoint did not answer this time; later it may."""
+    """The endpoint did not answer after all retries; a later run may succeed."""
 
 
-# From a conversation to the next reply.
+# Maps a conversation to the next reply.
 Judge = Callable[[list[Message]], Reply]
 
 
 def open_judge(name: str, base_url: str | None) -> Judge:
-    """Return the judge of that name: a folder is a local model, all else an endpoint's.
+    """Return the judge of that name: a local model for a folder, otherwise at an endpoint.
 
     Raises:
-        UserError: a folder that holds no model, or no key for the Hub's inference providers.
+        UserError: the folder contains no model, or there is no token for the inference providers.
     """
     if base_url is None and Path(name).is_dir():
         return local_judge(name)
@@ -55,17 +55,17 @@ def open_judge(name: str, base_url: str | None) -> Judge:
 
 
 def is_local(name: str, base_url: str | None) -> bool:
-    """Return whether a judge costs nothing but time."""
+    """Return whether a judge runs on this machine and costs nothing."""
     return base_url is None and Path(name).is_dir()
 
 
 def endpoint_judge(
     name: str, base_url: str | None, *, attempts: int = ATTEMPTS, timeout: float = _TIMEOUT_SECONDS
 ) -> Judge:
-    """Return a judge behind an endpoint; with no `base_url` the Hub's inference providers.
+    """Return a judge at an endpoint; without `base_url`, at the Hub's inference providers.
 
-    The key for a `base_url` is JUDGE_API_KEY. The Hub's own token goes to the Hub alone: the client
-    would send it anywhere unless it is given another.
+    The key for a `base_url` is JUDGE_API_KEY. The Hub token is only sent to the Hub:
+    InferenceClient would send it to any endpoint unless it is given another key.
 
     Raises:
         UserError: there is no token for the Hub's inference providers.
@@ -75,7 +75,7 @@ def endpoint_judge(
         key = key or get_token()
         if key is None:
             raise UserError(
-                "judge: log in with `hf auth login` for the Hub's inference providers, or name an"
+                "judge: log in with `hf auth login` for the Hub's inference providers, or give an"
                 f" endpoint with --judge_base_url and its key in {API_KEY}"
             )
         client = InferenceClient(token=key, timeout=timeout)
@@ -88,9 +88,9 @@ def endpoint_judge(
             try:
                 return _ask(client, name, messages)
             except Exception as error:
-                passing, named = is_transient(error)
-                seconds = wait if named is None else named
-                if not passing:
+                transient, requested = is_transient(error)
+                seconds = wait if requested is None else requested
+                if not transient:
                     raise _final(error, name, key) from error
                 if attempt == attempts or seconds > MAX_WAIT_SECONDS:
                     raise NoAnswerError(str(error).partition("\n")[0]) from error
@@ -113,7 +113,7 @@ def _ask(client: InferenceClient, name: str, messages: list[Message]) -> Reply:
 
 
 def _final(error: Exception, name: str, key: str | None) -> Exception:
-    """Say what an error means that no repetition mends: for this story, or for all of them."""
+    """Return the exception for a permanent error: of this story, or of the whole evaluation."""
     reason = str(error).strip().partition("\n")[0]
     reason = reason.replace(key, "***") if key else reason
     if isinstance(error, errors.HfHubHTTPError):
@@ -121,15 +121,15 @@ def _final(error: Exception, name: str, key: str | None) -> Exception:
         if status in (400, 413, 422):
             return RefusedError(reason)
         if status in (401, 403):
-            return UserError(f"judge: the endpoint does not accept the key for {name} ({reason})")
-    return UserError(f"judge: {name} cannot be asked: {reason}")
+            return UserError(f"judge: the endpoint rejects the key for {name} ({reason})")
+    return UserError(f"judge: {name} cannot be used: {reason}")
 
 
 def local_judge(name: str) -> Judge:
-    """Return a judge that is a model on this machine, asked greedily, one question at a time.
+    """Return a judge that runs on this machine, with greedy decoding and one request at a time.
 
     Raises:
-        UserError: the folder holds no model.
+        UserError: the folder contains no model.
     """
     import torch
 
@@ -141,9 +141,9 @@ def local_judge(name: str) -> Judge:
 
     def answer(messages: list[Message]) -> Reply:
         with one_at_a_time, torch.inference_mode():
-            return _tell(messages)
+            return _generate_reply(messages)
 
-    def _tell(messages: list[Message]) -> Reply:
+    def _generate_reply(messages: list[Message]) -> Reply:
         if tokenizer.chat_template:
             text = tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
@@ -151,16 +151,15 @@ def local_judge(name: str) -> Judge:
         else:
             text = "\n\n".join(message["content"] for message in messages) + "\n\n"
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).to(model.device)
-        asked = ids["input_ids"].shape[1]
-        most = max_positions(model) or asked + MAX_TOKENS
-        room = most - MAX_TOKENS
-        kept = {key: ids[key][:, -max(1, room) :] for key in ("input_ids", "attention_mask")}
-        width = kept["input_ids"].shape[1]
-        length = min(width + MAX_TOKENS, most)
-        told = model.generate(
-            **kept, max_length=length, do_sample=False, temperature=None, top_k=None, top_p=None,
+        positions = max_positions(model) or ids["input_ids"].shape[1] + MAX_TOKENS
+        room = max(1, positions - MAX_TOKENS)
+        inputs = {key: ids[key][:, -room:] for key in ("input_ids", "attention_mask")}
+        width = inputs["input_ids"].shape[1]
+        length = min(width + MAX_TOKENS, positions)
+        reply = model.generate(
+            **inputs, max_length=length, do_sample=False, temperature=None, top_k=None, top_p=None,
             pad_token_id=tokenizer.pad_token_id,
         )[0, width:]  # fmt: skip
-        return Reply(tokenizer.decode(told, skip_special_tokens=True), width, len(told))
+        return Reply(tokenizer.decode(reply, skip_special_tokens=True), width, len(reply))
 
     return answer

@@ -1,7 +1,8 @@
-"""The token-exact loss: every token of a split predicted once, the same for every batch size.
+"""Loss suite: the mean loss over every token of a split, independent of the batch size.
 
-The Trainer's own eval_loss is a training signal: it predicts 511 of the 512 tokens of a row, leaves
-the tail out, and averages over batches. What is published comes from here.
+The Trainer's eval_loss is only a training signal: it predicts 511 of the 512 tokens of a packed
+sequence, omits the incomplete last sequence, and averages over batches. Published losses are
+computed here.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ from tinystories_hf.evaluation.validation import (
 from tinystories_hf.model.modeling import GPTNeoForCausalLM
 
 Losses = np.ndarray[Any, np.dtype[np.float64]]
-# Logits of a model that makes all of them at once stay below this; a row of 512 tokens and 50,257
-# columns takes 103 MB in fp32.
+# The limit for the logits of models that compute all of them at once: those of 512 tokens with a
+# vocabulary of 50,257 take 103 MB in fp32.
 LOGITS_BYTES = 2**28
-# A loss that is not measured yet; what a model gives may be NaN or infinite, but not this.
+# Marks a loss that is not computed yet. A model's loss may be NaN or infinite, but not -inf.
 _UNKNOWN = -math.inf
 
 
 @dataclass(frozen=True)
 class PositionLoss:
-    """The mean loss of the tokens whose place in their window lies in [first, end)."""
+    """The mean loss of the tokens whose position in their window is in [first, end)."""
 
     first: int
     end: int
@@ -55,11 +56,11 @@ class PositionLoss:
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """The loss over stories by one protocol.
+    """The loss of one protocol over stories.
 
-    `loss` is in nats per token, the end of each story counted; `bits_per_byte` divides the same
-    sum by the UTF-8 bytes of the stories, so that it compares across tokenizers. Intervals are 95%,
-    by bootstrap over stories; of packed stories over blocks of neighbours.
+    `loss` is in nats per token, including the end of each story. `bits_per_byte` divides the same
+    sum by the UTF-8 bytes of the stories, which makes it comparable across tokenizers. Intervals
+    are 95% bootstrap intervals over stories, for packed stories over blocks of neighbours.
     """
 
     protocol: str
@@ -76,11 +77,11 @@ class TokenLoss:
 
 @dataclass(frozen=True)
 class SplitLoss:
-    """The loss over a whole split by both protocols, and over what is not in training.
+    """The loss over a complete split by both protocols.
 
-    `in_training` counts the stories that stand verbatim in training; `not_in_training` is the loss
-    of the others by both protocols, None where that is all or none of them. Both are None where
-    training is streamed.
+    `in_training` is the number of stories that also occur in the training split. `not_in_training`
+    is the loss over the other stories by both protocols, None if those are all stories or none.
+    Both are None if training is streamed.
     """
 
     packed: TokenLoss
@@ -100,18 +101,20 @@ def split_loss(
     scratch: Path | None = None,
     quiet: bool = False,
 ) -> SplitLoss:
-    """Measure the loss over a validation split.
+    """Compute the loss over a validation split.
 
-    In a distributed run every process takes its share and all return the same result. What has
-    been measured lies at `scratch` (a path without its ending, one for each model) until all is,
-    so that a measurement which was stopped goes on.
+    In a distributed run each process computes its share and all return the same result. Computed
+    losses are kept in files that start with `scratch` (a path for each model) until the suite is
+    complete, so that an interrupted evaluation resumes.
 
     Raises:
-        UserError: the tokenizer has no end of text, or the stories hold no text.
+        UserError: the tokenizer has no EOS token, or all stories are empty.
     """
     stories = tokenize_stories(tokenizer, validation.texts)
     if not stories.bytes.any():
-        raise UserError("dataset: the stories for validation are all empty; give others")
+        raise UserError(
+            "dataset: all validation stories are empty; check validation_file and text_column"
+        )
     known = validation.in_training
     everything = np.ones(len(validation.texts), dtype=bool)
     fresh = everything if known is None else ~known
@@ -152,7 +155,7 @@ def score_tokens(
     state = PartialState()
     losses = _open_losses(read, batch_size, scratch)
     lengths = read.windows[:, 1] - read.windows[:, 0]
-    order = np.argsort(-lengths, kind="stable")  # those of like length share a batch
+    order = np.argsort(-lengths, kind="stable")  # batches of similar length
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     training = model.training
     model.eval()
@@ -173,7 +176,7 @@ def score_tokens(
 
 
 def _open_losses(read: Reading, batch_size: int, scratch: Path | None) -> Losses:
-    """Return the losses known so far, (tokens,), UNKNOWN where there is none; kept at `scratch`."""
+    """Return the losses computed so far, (tokens,), memory-mapped if `scratch` is given."""
     shape = (len(read.targets),)
     if scratch is None:
         return np.full(shape, _UNKNOWN)
@@ -197,9 +200,9 @@ def _rank() -> str:
 @torch.inference_mode()
 @full_precision()
 def _window_losses(model: PreTrainedModel, read: Reading, windows: np.ndarray[Any, Any]) -> Losses:
-    """Return the losses of windows, (windows, longest); what stands beyond a window is not one.
+    """Return the losses of windows, (windows, longest); those beyond a window are invalid.
 
-    Shorter windows are filled up behind their end, where a causal model does not look.
+    Shorter windows are padded at the end, which does not affect the positions before it.
     """
     width = int((windows[:, 1] - windows[:, 0]).max())
     inputs, targets = (torch.zeros(len(windows), width, dtype=torch.long) for _ in range(2))
@@ -219,7 +222,7 @@ def _window_losses(model: PreTrainedModel, read: Reading, windows: np.ndarray[An
 
 
 def losses_by_position(read: Reading) -> np.ndarray[Any, Any]:
-    """Return at which place of its window each token is counted, (tokens,)."""
+    """Return the position of each token in the window in which it is scored, (tokens,)."""
     places = np.empty(len(read.targets), dtype=np.int64)
     for begin, end, counted in read.windows.tolist():
         places[counted:end] = np.arange(counted - begin, end - begin)
@@ -234,10 +237,9 @@ def summarize_losses(
     chosen: np.ndarray[Any, np.dtype[np.bool_]],
     block: int = 1,
 ) -> TokenLoss:
-    """Sum up the losses of the chosen stories, (stories,); `block` is as in `ratio_interval`."""
+    """Return the loss over the `chosen` stories, (stories,); `block`: see `ratio_interval`."""
     nats = np.add.reduceat(losses, stories.starts)[chosen]
     tokens, text_bytes = stories.lengths[chosen], stories.bytes[chosen]
-    bits = nats / math.log(2)
     counted = np.repeat(chosen, stories.lengths)
     loss = nats.sum() / tokens.sum()
     return TokenLoss(
@@ -245,8 +247,8 @@ def summarize_losses(
         loss=float(loss),
         loss_interval=ratio_interval(nats, tokens, block),
         perplexity=math.exp(loss) if loss < 700 else math.inf,
-        bits_per_byte=float(bits.sum() / text_bytes.sum()),
-        bits_per_byte_interval=ratio_interval(bits, text_bytes, block),
+        bits_per_byte=bits_per_byte(nats, text_bytes),
+        bits_per_byte_interval=ratio_interval(nats / math.log(2), text_bytes, block),
         stories=len(nats),
         tokens=int(tokens.sum()),
         bytes=int(text_bytes.sum()),
@@ -254,8 +256,13 @@ def summarize_losses(
     )
 
 
+def bits_per_byte(nats: Losses, text_bytes: np.ndarray[Any, Any]) -> float:
+    """Return the sum of the losses of stories in bits, divided by their bytes, (stories,) each."""
+    return float((nats / math.log(2)).sum() / text_bytes.sum())
+
+
 def _by_position(losses: Losses, places: np.ndarray[Any, Any]) -> list[PositionLoss]:
-    """Return the mean loss at place 0, 1, 2 to 3, 4 to 7 and so on."""
+    """Return the mean loss at positions 0, 1, 2 to 3, 4 to 7 and so on."""
     bins = np.ceil(np.log2(places + 1)).astype(np.int64)
     sums, counts = np.bincount(bins, weights=losses), np.bincount(bins)
     return [

@@ -1,4 +1,4 @@
-"""The suites: from a model and a text to one section of `eval_results.json` each."""
+"""Runs a suite and returns its section of `eval_results.json`."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ Section = dict[str, Any]
 
 @dataclass(frozen=True)
 class SuiteTask:
-    """One model to be measured, and where its results go.
+    """The model to evaluate, the data, and the folder of the results.
 
-    `prepared` holds the text where it is at hand, so that the end of a run needs neither the Hub
-    nor the files that it started from.
+    `prepared` is given at the end of a training run, so that the validation split is not read again
+    from the Hub or from files that may have been removed.
     """
 
     subject: EvaluatedModel
@@ -49,7 +49,7 @@ class SuiteTask:
     prepared: PreparedData | None = None
 
     def sources(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return what decides the stories of training and validation."""
+        """Return what identifies the stories of the training and the validation split."""
         if self.prepared is not None:
             manifest = self.prepared.manifest
             return manifest.train.source, manifest.validation.source
@@ -58,12 +58,12 @@ class SuiteTask:
 
 
 def suite_settings(suite: str, task: SuiteTask) -> Section:
-    """Return what decides the numbers of a suite besides the model and the code."""
+    """Return the settings that determine the results, besides the model and the code."""
     context = task.subject.context_length
     if suite == "cloze":
         return {"context_length": context, "items_sha256": file_sha256(ITEMS)}
     training, validation = task.sources()
-    if task.data.streaming:  # validation stories are not looked up there
+    if task.data.streaming:  # validation stories are not searched in the training split
         training = {**training, "streaming": True}
     text = {"cleaning": cleaning.options(task.data), "training": training}
     settings: Section = {"context_length": context, **text}
@@ -79,10 +79,10 @@ def suite_settings(suite: str, task: SuiteTask) -> Section:
 
 
 def measure_suite(suite: str, task: SuiteTask, *, quiet: bool = False) -> Section:
-    """Measure one suite; the section says where its numbers came from."""
+    """Run one suite and return its section; `made` has its settings, versions and seconds."""
     made = environment.describe_environment(device_type())
     made["settings"] = suite_settings(suite, task)
-    makers: dict[str, Callable[[SuiteTask, bool], Section]] = {
+    suites: dict[str, Callable[[SuiteTask, bool], Section]] = {
         "loss": _loss,
         "cloze": _cloze,
         "stories": _stories,
@@ -90,7 +90,7 @@ def measure_suite(suite: str, task: SuiteTask, *, quiet: bool = False) -> Sectio
         "judge": _judge,
     }
     start = time.perf_counter()
-    section = makers[suite](task, quiet)
+    section = suites[suite](task, quiet)
     made["seconds"] = round(time.perf_counter() - start, 1)
     return {"made": made, **section}
 
@@ -140,9 +140,9 @@ def _memorization(task: SuiteTask, quiet: bool) -> Section:
 
 
 def _judge(task: SuiteTask, quiet: bool) -> Section:
-    """Grade the stories of the stories suite, which are told now if they are not yet."""
+    """Grade the stories of the stories suite, and generate those that are missing."""
     arguments, prompts = task.arguments, _prompts(task)
-    told = story_records(task.subject, prompts, task.folder, seed=arguments.seed, quiet=quiet)
+    stories = story_records(task.subject, prompts, task.folder, seed=arguments.seed, quiet=quiet)
     judge = JudgeArguments(
         models=tuple(arguments.judge_model),
         base_url=arguments.judge_base_url,
@@ -151,7 +151,9 @@ def _judge(task: SuiteTask, quiet: bool) -> Section:
         price_in=arguments.judge_price_in,
         price_out=arguments.judge_price_out,
     )
-    return measure_judge(told.records, judge, task.folder, made_with=told.made_with, quiet=quiet)
+    return measure_judge(
+        stories.records, judge, task.folder, made_with=stories.made_with, quiet=quiet
+    )
 
 
 def _prompts(task: SuiteTask) -> Prompts:

@@ -1,7 +1,7 @@
-"""How much of what a model tells stands in its training text (arXiv 2305.07759, section 4.4.1).
+"""Memorization suite: how much a model copies from training (arXiv 2305.07759, section 4.4.1).
 
-A hundred training stories are cut at 40% and told on. What is told is compared with the true
-ending, with the other tellings, and with the whole training split, exactly.
+The first 40% of a hundred training stories are completed. The completions are compared with the
+true endings, with each other, and with the complete training split, without sampling.
 """
 
 from __future__ import annotations
@@ -22,42 +22,48 @@ from tinystories_hf.data.corpus import open_corpus
 from tinystories_hf.evaluation.intervals import clustered_mean
 from tinystories_hf.evaluation.records import Record, RecordFile
 from tinystories_hf.evaluation.subject import EvaluatedModel, identity
-from tinystories_hf.evaluation.suites.ngrams import Words, kgrams, rouge_precision, words_of
+from tinystories_hf.evaluation.suites.ngrams import Words, kgrams, words_of
 from tinystories_hf.evaluation.suites.stories import generate_completions
 from tinystories_hf.evaluation.suites.training_index import TrainingIndex
 from tinystories_hf.evaluation.validation import encode
 
-_STORIES, FEWEST = 100, 10
+_STORIES, MIN_STORIES = 100, 10
 SHARE_GIVEN = 0.4
 KS = (2, 3, 4, 5)
-# What counts as a copy: nearly all word pairs of a telling in one story, or twenty words on end.
-SAME = 0.9
-LONG_RUN = 20
+# A copy shares nine tenths of its word pairs with one training story, or a run of twenty words.
+COPY_SHARE = 0.9
+COPY_RUN = 20
 _NOT_SPACE = re.compile(r"\S+")
 
 
 @dataclass(frozen=True)
 class CutStory:
-    """A training story, the part that a model is given, and how it went on in truth."""
+    """A training story, cut into the prompt for the model and the true ending."""
 
     number: int
-    beginning: str
+    prompt: str
     ending: str
 
 
 def draw_stories(
     subject: EvaluatedModel, stories: Iterable[str], total: int, seed: int, wanted: int = _STORIES
 ) -> list[CutStory]:
-    """Draw training stories at random, without replacement, and cut each at 40% of its words.
+    """Sample training stories without replacement, and cut each at 40% of its words.
 
-    Only stories that fit the context whole are drawn, and of ten words at least: the model must
-    have room to end them as they ended. `total` is how many stories there are; of a small corpus
-    fewer are returned than wanted.
+    Only stories of at least ten words that fit the context are used, so that the model could
+    reproduce their ending.
+
+    Args:
+        subject: the model, whose tokenizer and context length are used.
+        stories: the training stories.
+        total: the number of training stories.
+        seed: the seed of the sample.
+        wanted: the size of the sample; a small training split may give fewer stories.
 
     Raises:
         UserError: there are fewer than ten such stories.
     """
-    # More than are wanted, for those that do not fit; their order is the draw.
+    # Twenty times as many candidates as wanted, since some do not fit the context.
     candidates = np.random.default_rng([seed, total]).permutation(total)[: 20 * wanted].tolist()
     rank = {number: place for place, number in enumerate(candidates)}
     found: dict[int, CutStory] = {}
@@ -65,10 +71,11 @@ def draw_stories(
         if number in rank and (cut := _cut(subject, number, story)) is not None:
             found[rank[number]] = cut
     drawn = [found[place] for place in sorted(found)[:wanted]]
-    if len(drawn) < FEWEST:
+    if len(drawn) < MIN_STORIES:
         raise UserError(
-            f"memorization: {len(drawn)} of {len(candidates)} training stories drawn fit a context"
-            f" of {subject.context_length}, {FEWEST} are needed; leave the suite out"
+            f"memorization: only {len(drawn)} of {len(candidates)} sampled training stories have at"
+            f" least ten words and fit the context of {subject.context_length} tokens,"
+            f" {MIN_STORIES} are needed; leave this suite out with --suite"
         )
     return drawn
 
@@ -84,7 +91,7 @@ def _cut(subject: EvaluatedModel, number: int, story: str) -> CutStory | None:
 
 
 def training_stories(data: DataArguments) -> Iterable[str]:
-    """Yield the training stories in the order of the index."""
+    """Return the training stories in the order of the index."""
     once = replace(data, drop_validation_overlap=False)
     return clean(open_corpus(data).train.read(), once, CleaningCounts())
 
@@ -98,14 +105,14 @@ def measure_memorization(
     seed: int,
     quiet: bool = False,
 ) -> Record:
-    """Tell on a hundred training stories into `memorization.jsonl` and compare."""
+    """Return the memorization section of the results; completions go to `memorization.jsonl`."""
     total = index.manifest.stories
     made_with = {**identity(subject.facts), "training": index.manifest.source, "seed": seed}
     drawn = draw_stories(subject, training_stories(data), total, seed)
     records = RecordFile(folder / "memorization.jsonl", made_with)
-    beginnings = [story.beginning for story in drawn]
-    generate_completions(subject, beginnings, 1, seed, records, what="memorization", quiet=quiet)
-    told = sorted(records.records, key=lambda record: record["prompt"])
+    prompts = [story.prompt for story in drawn]
+    generate_completions(subject, prompts, 1, seed, records, what="memorization", quiet=quiet)
+    completions = sorted(records.records, key=lambda record: record["prompt"])
     return {
         "training": {"source": index.manifest.source, "stories": total,
                      "words": index.manifest.words},
@@ -114,55 +121,60 @@ def measure_memorization(
         "seed": seed,
         "drawn": [story.number for story in drawn],
         **compare(
-            [words_of(record["text"]) for record in told],
-            [words_of(story.ending) for story in drawn],
+            [record["text"] for record in completions],
+            [story.ending for story in drawn],
             index,
         ),
     }  # fmt: skip
 
 
-def compare(texts: Sequence[Words], endings: Sequence[Words], index: TrainingIndex) -> Record:
-    """Compare what was told, (stories,), with the true endings, with itself, and with training.
+def compare(completions: Sequence[str], endings: Sequence[str], index: TrainingIndex) -> Record:
+    """Compare completions with the true endings, with each other and with training.
 
-    The lists hold one number for each story, from which the histograms are drawn. `copies` counts
-    each kind apart: whole stories, then passages of stories that are no whole copies, then pairs
-    of tellings that are the same.
+    The lists in the result have one value for each completion, for the histograms. `copies` counts
+    copied stories, copied passages in the other completions, and nearly equal pairs of completions.
     """
+    from tinystories_hf.evaluation.suites.metrics import RougeOverlap, compute_metric
+
+    rouge = compute_metric(
+        RougeOverlap, predictions=completions, references=endings, use_aggregator=False
+    )
+    texts = [words_of(text) for text in completions]
     frequencies, shares = {}, {}
     for k in KS:
         frequencies[str(k)], shares[str(k)] = _in_training(texts, index, k)
     nearest = {str(k): index.nearest(texts, k) for k in (2, 3)}
     runs = index.longest_runs(texts)
-    between = _likeness(texts)
-    whole = [found.precision >= SAME for found in nearest["2"]]
+    between = _pairwise_rouge_f(texts)
+    copied = [found.precision >= COPY_SHARE for found in nearest["2"]]
     return {
-        "true_ending_rouge_2": _spread([
-            rouge_precision(text, ending, 2) for text, ending in zip(texts, endings, strict=True)
-        ]),
-        "between_rouge_2": _spread(between.max(axis=1)),
-        "endings_between_rouge_2": _spread(_likeness(endings).max(axis=1)),
-        "in_training": {k: _spread(values) for k, values in shares.items()},
+        "true_ending_rouge_2": _distribution(rouge["rouge_2_precision"]),
+        "between_rouge_2": _distribution(between.max(axis=1)),
+        "endings_between_rouge_2": _distribution(
+            _pairwise_rouge_f([words_of(ending) for ending in endings]).max(axis=1)
+        ),
+        "in_training": {k: _distribution(values) for k, values in shares.items()},
         "frequencies": frequencies,
-        "longest_run": _spread(runs),
+        "longest_run": _distribution(runs),
         "nearest": {
             k: {
-                **_spread([one.precision for one in found]),
+                **_distribution([one.precision for one in found]),
                 "stories": [one.story for one in found],
             }
             for k, found in nearest.items()
         },
         "copies": {
-            "stories": sum(whole),
+            "stories": sum(copied),
             "passages": sum(
-                run >= LONG_RUN and not copied for run, copied in zip(runs, whole, strict=True)
+                run >= COPY_RUN and not story for run, story in zip(runs, copied, strict=True)
             ),
-            "pairs": int((between >= SAME).sum()) // 2,
+            "pairs": int((between >= COPY_SHARE).sum()) // 2,
         },
     }  # fmt: skip
 
 
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    """Return the mean, its interval, the highest, and every value."""
+def _distribution(values: Sequence[float]) -> dict[str, Any]:
+    """Return the mean with its interval, the maximum, and all values."""
     values = [float(value) for value in values]
     found = clustered_mean(values, range(len(values)))
     return {**found, "highest": max(values), "values": [round(value, 6) for value in values]}
@@ -171,9 +183,9 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 def _in_training(
     texts: Sequence[Words], index: TrainingIndex, k: int
 ) -> tuple[dict[str, int], list[float]]:
-    """Return how many distinct k-grams stand how often in training, and each text's share of known.
+    """Return a histogram of the k-grams' counts in training, and the known share of each text.
 
-    Frequencies are counted by powers of ten: "never", "0" for 1 to 9 times, "1" for 10 to 99.
+    Distinct k-grams are counted by powers of ten: "never", "0" for 1 to 9 times, "1" for 10 to 99.
     """
     own = [sorted(set(kgrams(words, k))) for words in texts]
     everything = sorted(set().union(*map(set, own)))
@@ -187,8 +199,8 @@ def _in_training(
     return dict(sorted(frequencies.items())), shares
 
 
-def _likeness(texts: Sequence[Words]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the Rouge-2 f-measure of each text with each other, (texts, texts); 0 with itself."""
+def _pairwise_rouge_f(texts: Sequence[Words]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the Rouge-2 f-measure of each pair of texts, (texts, texts); 0 on the diagonal."""
     found = np.zeros((len(texts), len(texts)))
     pairs = [set(kgrams(words, 2)) for words in texts]
     for one in range(len(texts)):

@@ -1,4 +1,4 @@
-"""Words and k-grams of stories: what diversity and memorisation are measured in."""
+"""Words, k-grams and BLEU of stories, for diversity and memorization."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _WORD = re.compile(r"[^\W_]+")
 def words_of(text: str) -> list[str]:
     """Return the words of a text: runs of letters and digits, in lower case.
 
-    As Rouge cuts them (Lin, 2004; the `rouge_score` package), beyond ASCII too: "don't" is two.
+    The same as in Rouge (Lin, 2004; the `rouge_score` package), also beyond ASCII: "don't" is two.
     """
     return _WORD.findall(text.lower())
 
 
 def kgrams(words: Words, k: int) -> list[KGram]:
-    """Return the runs of k words in order, repeats included."""
+    """Return all runs of k words in their order, with repetitions."""
     return list(zip(*(words[start:] for start in range(k)), strict=False))
 
 
 def rouge_precision(text: Words, reference: Words, k: int) -> float:
-    """Return the share of distinct k-grams of a text that stand in another.
+    """Return the share of a text's distinct k-grams that occur in the reference.
 
-    The paper's Rouge-k precision (arXiv 2305.07759, section 4.4.1); 0 where a text has no k-gram.
+    The paper's Rouge-k precision (arXiv 2305.07759, section 4.4.1); 0 if the text has no k-gram.
     """
     found = set(kgrams(text, k))
     return len(found & set(kgrams(reference, k))) / len(found) if found else 0.0
@@ -48,7 +48,7 @@ def distinct(texts: Sequence[Words], k: int) -> float:
 
 
 def repetition(words: Words, k: int = 4) -> float:
-    """Return the share of k-grams that stood earlier in the text (Welleck et al., 2020)."""
+    """Return the share of k-grams that occurred earlier in the text (Welleck et al., 2020)."""
     found = kgrams(words, k)
     return 1 - len(set(found)) / len(found) if found else 0.0
 
@@ -56,8 +56,8 @@ def repetition(words: Words, k: int = 4) -> float:
 def bleu(text: Words, references: Sequence[Words], longest: int = 4) -> float:
     """Return BLEU-4 of one text against several (Papineni et al., 2002).
 
-    A precision of zero counts as half a match, so that short texts without a common 4-gram still
-    compare (Chen and Cherry, 2014, smoothing 1 with epsilon 0.5).
+    Zero matches count as half a match, so that short texts without a common 4-gram get a score
+    above zero (Chen and Cherry, 2014, smoothing 1 with epsilon 0.5).
     """
     if not text or not references:
         return 0.0
@@ -75,5 +75,5 @@ def bleu(text: Words, references: Sequence[Words], longest: int = 4) -> float:
 
 
 def self_bleu(texts: Sequence[Words]) -> list[float]:
-    """Return the BLEU of each text against all others (Zhu et al., 2018); 1 is all the same."""
+    """Return BLEU-4 of each text against all others (Zhu et al., 2018); 1 if all are equal."""
     return [bleu(text, [*texts[:at], *texts[at + 1 :]]) for at, text in enumerate(texts)]

@@ -1,6 +1,7 @@
-"""What a judge is asked and how its answer is read (arXiv 2305.07759, section 3; our words).
+"""The prompts for a judge and the parser of its grades.
 
-Two turns, as in the paper: first an opinion in free text, then grades in a fixed form.
+Two turns, as in the paper (arXiv 2305.07759, section 3), in this package's own words: first an
+opinion in free text, then grades in a fixed format.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MARK = "***"
 
 
 class Message(TypedDict):
-    """A turn of a conversation."""
+    """A message of a conversation."""
 
     role: Literal["user", "assistant"]
     content: str
@@ -66,18 +67,18 @@ AGAIN = "That is not in the five lines that were asked for. Give them again, and
 
 
 def opinion_question(beginning: str, completion: str) -> str:
-    """Return the first turn."""
+    """Return the message that asks for an opinion."""
     return OPINION.format(mark=MARK, beginning=beginning, completion=completion)
 
 
 def grading_question() -> str:
-    """Return the second turn."""
+    """Return the message that asks for grades."""
     ages = "; ".join(f"{letter}: {years}" for letter, years in AGE_GROUPS.items())
     return GRADING.format(ages=ages)
 
 
 def conversation(beginning: str, completion: str, replies: list[str]) -> list[Message]:
-    """Return the messages up to the next question, given the replies so far."""
+    """Return all messages up to the next question, given the replies so far."""
     questions = [opinion_question(beginning, completion), grading_question(), AGAIN]
     messages: list[Message] = []
     for turn, question in enumerate(questions[: len(replies) + 1]):
@@ -88,9 +89,9 @@ def conversation(beginning: str, completion: str, replies: list[str]) -> list[Me
 
 
 def parse_grades(reply: str) -> Grades | None:
-    """Read the five lines; None where one is missing, stands twice, or is out of range.
+    """Parse the five lines; return None if one is missing, duplicate or out of range.
 
-    Marks of emphasis and text around the lines are passed over.
+    Markdown emphasis and other text around the lines are ignored.
     """
     plain = reply.replace("*", "").replace("_", " ")
     found: dict[str, float] = {}

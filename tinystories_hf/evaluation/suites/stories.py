@@ -1,7 +1,7 @@
-"""Stories told on from given beginnings, and what can be counted in them.
+"""Stories suite: completions of prompts, and statistics of their length, diversity and vocabulary.
 
-The protocol of the paper (arXiv 2305.07759, section 3): ten completions of each beginning at
-temperature 1, nothing cut from the distribution, each to its own end or that of the context.
+The protocol of the paper (arXiv 2305.07759, section 3): ten completions of each prompt at
+temperature 1, without top-k or top-p, up to the end-of-text token or the end of the context.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from tinystories_hf.data.sources import parse_dataset
 from tinystories_hf.evaluation.intervals import clustered_mean
 from tinystories_hf.evaluation.records import Record, RecordFile
 from tinystories_hf.evaluation.subject import EvaluatedModel, identity
-from tinystories_hf.evaluation.suites.ngrams import Words, distinct, repetition, self_bleu, words_of
+from tinystories_hf.evaluation.suites.ngrams import words_of
 from tinystories_hf.evaluation.validation import encode
 from tinystories_hf.generation.arguments import GenerationArguments
 from tinystories_hf.generation.generate import generate
 
 AUTHORS_FILE = "Evaluation prompts.yaml"
-OUR_FILE = Path(__file__).with_name("prompts.yaml")
+PACKAGE_PROMPTS = Path(__file__).with_name("prompts.yaml")
 COMPLETIONS = 10
-# Stories that are told together and written down together: what a kill can cost.
+# Stories that are generated and saved together; a killed process loses at most these.
 CHUNK = 64
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Story beginnings and where they are from."""
+    """Story prompts and their source."""
 
     texts: list[str]
     source: str
@@ -43,10 +43,10 @@ class Prompts:
 
 
 def load_prompts(data: DataArguments, path: Path | None = None) -> Prompts:
-    """Return the beginnings of a file, else the authors' beside the dataset, else our own.
+    """Return the prompts in `path`, otherwise those published with the dataset or of this package.
 
     Raises:
-        UserError: the file named is not there, or is not a YAML list of texts.
+        UserError: the file does not exist or is not a YAML list of texts.
     """
     if path is not None:
         return read_prompts(path, path.name)
@@ -63,16 +63,16 @@ def load_prompts(data: DataArguments, path: Path | None = None) -> Prompts:
                 source = f"{data.dataset}, {AUTHORS_FILE}, {found.name}"
                 return read_prompts(found / AUTHORS_FILE, source)
         except UserError as error:
-            print(f"stories     no beginnings from the Hub ({error})", flush=True)
-    print("stories     the authors' beginnings are not there; taking our own", flush=True)
-    return read_prompts(OUR_FILE, "tinystories_hf, evaluation/prompts.yaml")
+            print(f"stories     cannot download the authors' prompts ({error})", flush=True)
+    print("stories     using the prompts of this package, not the authors'", flush=True)
+    return read_prompts(PACKAGE_PROMPTS, "tinystories_hf, evaluation/prompts.yaml")
 
 
 def read_prompts(path: Path, source: str) -> Prompts:
-    """Read a YAML list of beginnings.
+    """Read a YAML list of prompts.
 
     Raises:
-        UserError: no such file, or not a list of texts.
+        UserError: the file does not exist or is not a list of texts.
     """
     try:
         content = path.read_bytes()
@@ -95,12 +95,12 @@ def generate_completions(
     what: str = "stories",
     quiet: bool = False,
 ) -> None:
-    """Tell the stories that `records` lacks.
+    """Generate the completions that are missing in `records` and append them.
 
-    A beginning longer than half the context loses its start. What is told depends on the seed, the
-    beginning's number and the completion's, not on where an earlier start was stopped.
+    The start of a prompt longer than half the context is cut off. The completions depend only on
+    the seed and the prompts, not on where an earlier evaluation was interrupted.
     """
-    kept = _fit(subject, prompts)
+    kept = _truncate(subject, prompts)
     order = sorted(range(len(prompts)), key=lambda at: len(kept[at]))
     wanted = [(prompt, number) for prompt in order for number in range(completions)]
     done = {(record["prompt"], record["completion"]) for record in records.records}
@@ -113,7 +113,7 @@ def generate_completions(
             if done.issuperset(batch):
                 continue
             settings = GenerationArguments(seed=_chunk_seed(seed, chunk), batch_size=CHUNK)
-            told = generate(
+            stories = generate(
                 subject.model, subject.tokenizer, [kept[prompt] for prompt, _ in batch], settings
             )
             new = [
@@ -124,7 +124,7 @@ def generate_completions(
                     "text": story.completion,
                     "ended": story.ended,
                 }
-                for (prompt, number), story in zip(batch, told, strict=True)
+                for (prompt, number), story in zip(batch, stories, strict=True)
                 if (prompt, number) not in done
             ]
             records.append(new)
@@ -132,13 +132,13 @@ def generate_completions(
 
 
 def _chunk_seed(seed: int, chunk: int) -> int:
-    """Return a seed for each chunk that no other chunk of another seed has."""
+    """Return a seed that is different for each seed of the suite and each chunk."""
     drawn = np.random.SeedSequence([seed, chunk]).generate_state(1, np.uint64)
     return int(drawn[0] >> np.uint64(1))
 
 
-def _fit(subject: EvaluatedModel, prompts: Sequence[str]) -> list[str]:
-    """Return the beginnings, those longer than half the context without their start."""
+def _truncate(subject: EvaluatedModel, prompts: Sequence[str]) -> list[str]:
+    """Return the prompts, with the start cut off if they are longer than half the context."""
     room, kept = subject.context_length // 2, []
     for prompt in prompts:
         ids = encode(subject.tokenizer, prompt)
@@ -149,7 +149,7 @@ def _fit(subject: EvaluatedModel, prompts: Sequence[str]) -> list[str]:
 def story_records(
     subject: EvaluatedModel, prompts: Prompts, folder: Path, *, seed: int, quiet: bool = False
 ) -> RecordFile:
-    """Return ten stories for each beginning, told now or read from `stories.jsonl`."""
+    """Return ten completions of each prompt, from `stories.jsonl` or newly generated."""
     made_with = {
         **identity(subject.facts),
         "prompts_sha256": prompts.sha256,
@@ -170,43 +170,48 @@ def measure_stories(
     seed: int,
     quiet: bool = False,
 ) -> Record:
-    """Tell ten stories for each beginning and count in them."""
+    """Return the stories section of the results; stories go to `stories.jsonl`."""
     stories = story_records(subject, prompts, folder, seed=seed, quiet=quiet).records
-    cut = sum(told != whole for told, whole in zip(_fit(subject, prompts.texts), prompts.texts,
-                                                   strict=True))  # fmt: skip
+    used = _truncate(subject, prompts.texts)
+    cut = sum(kept != prompt for kept, prompt in zip(used, prompts.texts, strict=True))
     return {
         "prompts": {**asdict(prompts), "texts": len(prompts.texts), "cut": cut},
         "completions": COMPLETIONS,
         "temperature": 1.0,
         "seed": seed,
-        **count_in(stories, vocabulary),
+        **story_statistics(stories, vocabulary),
     }
 
 
-def count_in(stories: Sequence[Record], vocabulary: Container[str]) -> Record:
-    """Return the counts of completions; means with 95% intervals by bootstrap over beginnings."""
+def story_statistics(stories: Sequence[Record], vocabulary: Container[str]) -> Record:
+    """Return statistics of the completions; means have 95% bootstrap intervals over prompts."""
+    from tinystories_hf.evaluation.suites.metrics import Distinct, Repetition, compute_metric
+
     ordered = sorted(stories, key=lambda story: (story["prompt"], story["completion"]))
     prompts = [story["prompt"] for story in ordered]
-    texts = [words_of(story["text"]) for story in ordered]
-    known = [[word in vocabulary for word in words] for words in texts]
-    lengths = [len(words) for words in texts]
+    texts = [story["text"] for story in ordered]
+    known = [[word in vocabulary for word in words_of(text)] for text in texts]
+    lengths = [len(words) for words in known]
+    distinct = compute_metric(Distinct, predictions=texts)
+    repetition = compute_metric(Repetition, predictions=texts, use_aggregator=False)["repetition"]
     return {
         "words": {**clustered_mean(lengths, prompts), "median": float(np.median(lengths))},
         "ended": clustered_mean([story["ended"] for story in ordered], prompts),
-        "distinct": {str(k): distinct(texts, k) for k in (1, 2, 3, 4)},
+        "distinct": {str(k): distinct[f"distinct_{k}"] for k in (1, 2, 3, 4)},
         "self_bleu": clustered_mean(_self_bleu_by_prompt(texts, prompts), prompts),
-        "repetition": clustered_mean([repetition(words) for words in texts], prompts),
+        "repetition": clustered_mean(repetition, prompts),
         "unknown_words": clustered_mean(
             [1 - sum(words) / len(words) if words else 0.0 for words in known], prompts
         ),
     }
 
 
-def _self_bleu_by_prompt(texts: Sequence[Words], prompts: Sequence[int]) -> list[float]:
-    """Return the BLEU of each text against the others of its beginning; texts stand by prompt."""
+def _self_bleu_by_prompt(texts: Sequence[str], prompts: Sequence[int]) -> list[float]:
+    """Return BLEU-4 of each text against the others of its prompt; `texts` are sorted by prompt."""
+    from tinystories_hf.evaluation.suites.metrics import SelfBleu, compute_metric
+
     found: list[float] = []
     for prompt in dict.fromkeys(prompts):
-        found += self_bleu(
-            [words for words, own in zip(texts, prompts, strict=True) if own == prompt]
-        )
+        group = [text for text, own in zip(texts, prompts, strict=True) if own == prompt]
+        found += compute_metric(SelfBleu, predictions=group, use_aggregator=False)["self_bleu"]
     return found

@@ -1,7 +1,7 @@
-"""All words of a training split on disk, and the questions that memorisation asks of them.
+"""An index of the words of a training split, and exact searches in it.
 
-The index is the split as word ids, memory-mapped. A question reads it through once and holds only
-the generations in memory, so that the answer is exact and memory stays flat, whatever the corpus.
+The index is the split as memory-mapped word ids. A search scans it once and keeps only the
+generations in memory, so the result is exact and the memory use independent of the corpus size.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from tinystories_hf.data.prepare import prepared_root
 from tinystories_hf.data.splits import Split, stories_with_progress
 from tinystories_hf.evaluation.suites.ngrams import Words, kgrams, words_of
 
-# Word ids; 0 ends a story, and a word that training does not know has the last id of all.
+# Word ids: 0 ends a story, and the highest id is a word that does not occur in training.
 END, _UNKNOWN = 0, 2**32 - 1
-# The version of an index, part of the name that it is cached by. Raise it when the same text gives
-# other files; tests/evaluation/suites/test_memorization.py fails until then.
+# The version of the format, part of the cache name. Raise it when the same text gives other files;
+# tests/evaluation/suites/test_memorization.py fails until then.
 INDEX_FORMAT = 1
 STORIES_PER_WRITE = 4096
-# Of the texts of one question: the C++ numbers up to two states a word in 31 bits.
-_MOST_WORDS = 2**30
+# The limit for one search: the C++ code needs up to two states per word, numbered with 31 bits.
+_MAX_WORDS = 2**30
 
 
 @dataclass(frozen=True)
 class IndexManifest:
-    """What an index holds and where it came from."""
+    """The source and size of an index."""
 
     source: dict[str, Any]
     cleaning: list[str]
@@ -54,20 +54,20 @@ class IndexManifest:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The training story that shares most k-grams with a text; `precision` is Rouge-k's."""
+    """The training story that shares most k-grams with a text, and the Rouge-k precision."""
 
     story: int | None
     precision: float
 
 
 class TrainingIndex:
-    """The words of a training split; open one with `load_training_index`."""
+    """An index of a training split; use `load_training_index` to build or open one."""
 
     def __init__(self, folder: Path) -> None:
         """Open an index.
 
         Raises:
-            UserError: a file of it cannot be read, is damaged, or does not fit the others.
+            UserError: a file of the index cannot be read, is damaged, or does not match the others.
         """
         self.folder = folder
         try:
@@ -84,34 +84,34 @@ class TrainingIndex:
         except (OSError, EOFError, ValueError, TypeError) as error:
             raise UserError(
                 f"prepared_dir: {folder} is a damaged index of the training split ({error}); remove"
-                " the folder, and the next evaluation writes it again"
+                " the folder, and the next evaluation builds it again"
             ) from None
         self._ids = {word: number for number, word in enumerate(self._spelled) if word}
 
     def _check(self) -> None:
-        """Refuse places of stories that are not in the words: the C++ reads wherever they point."""
+        """Raise a `ValueError` for invalid offsets, which the C++ code would not check."""
         starts, stories, words = self._starts, self.manifest.stories, len(self._words)
         if starts.dtype != np.int64 or starts.shape != (stories + 1,) or stories < 1:
-            raise ValueError(f"starts.npy does not hold the places of {stories} stories")
+            raise ValueError(f"starts.npy does not contain the offsets of {stories} stories")
         if starts[0] != 0 or starts[-1] != words or np.any(np.diff(starts) < 1):
-            raise ValueError(f"starts.npy does not fit the {words} words of words.raw")
+            raise ValueError(f"starts.npy does not match the {words} words of words.raw")
         if words != self.manifest.words:
             raise ValueError(f"words.raw has {words} words, not {self.manifest.words}")
         if len(self._spelled) - 1 != self.manifest.vocabulary:
-            raise ValueError(f"vocabulary.txt has not {self.manifest.vocabulary} words")
+            raise ValueError(f"vocabulary.txt does not have {self.manifest.vocabulary} words")
 
     def __contains__(self, word: object) -> bool:
-        """Return whether the word stands in training."""
+        """Return whether the word occurs in training."""
         return word in self._ids
 
     def counts(self, grams: Sequence[Words]) -> list[int]:
-        """Return how often each k-gram stands in training; all have the same k."""
+        """Return how often each k-gram occurs in training; all must have the same k."""
         if not grams:
             return []
         ids, places = np.unique(self._encode(grams), axis=0, return_inverse=True)
         ids = np.ascontiguousarray(ids)
         counts = np.zeros(len(ids), dtype=np.int64)
-        self._scan("counts", _at(ids), *ids.shape, _at(counts))
+        self._scan("counts", _address(ids), *ids.shape, _address(counts))
         return [int(count) for count in counts[places.reshape(-1)]]
 
     def nearest(self, texts: Sequence[Words], k: int) -> list[Nearest]:
@@ -130,8 +130,8 @@ class TrainingIndex:
         ids = self._encode(grams)
         story, shared = (np.zeros(len(texts), dtype=np.int64) for _ in range(2))
         self._scan(
-            "nearest", _at(ids), *ids.shape, _at(ends), _at(flat), len(texts), _at(story),
-            _at(shared),
+            "nearest", _address(ids), *ids.shape, _address(ends), _address(flat), len(texts),
+            _address(story), _address(shared),
         )  # fmt: skip
         return [
             Nearest(int(at) if at >= 0 else None, int(same) / max(1, len(own)))
@@ -139,13 +139,13 @@ class TrainingIndex:
         ]
 
     def longest_runs(self, texts: Sequence[Words]) -> list[int]:
-        """Return the length of the longest run of words of each text that stands in one story."""
+        """Return for each text the length of its longest run of words that occurs in one story."""
         starts = np.cumsum([0, *map(len, texts)], dtype=np.int64)
         ids = np.array([self._id(word) for text in texts for word in text], dtype=np.uint32)
-        if len(ids) > _MOST_WORDS:
-            raise ValueError(f"{len(ids)} words of generations at once, more than {_MOST_WORDS}")
+        if len(ids) > _MAX_WORDS:
+            raise ValueError(f"{len(ids)} words in one search, more than the limit of {_MAX_WORDS}")
         longest = np.zeros(len(texts), dtype=np.int64)
-        self._scan("longest", _at(ids), _at(starts), len(texts), _at(longest))
+        self._scan("longest", _address(ids), _address(starts), len(texts), _address(longest))
         return [int(length) for length in longest]
 
     def story(self, number: int) -> list[str]:
@@ -158,25 +158,25 @@ class TrainingIndex:
 
     def _encode(self, grams: Sequence[Words]) -> np.ndarray[Any, Any]:
         if not all(grams):
-            raise ValueError("a k-gram has to have a word")
+            raise ValueError("a k-gram must have at least one word")
         return np.array([[self._id(word) for word in gram] for gram in grams], dtype=np.uint32)
 
     def _scan(self, what: str, *arguments: int) -> None:
-        corpus = _at(self._words), _at(self._starts), len(self._starts) - 1
+        corpus = _address(self._words), _address(self._starts), len(self._starts) - 1
         if not getattr(_library(), f"scan_{what}")(*corpus, *arguments):
             raise RunError(
-                f"not enough memory to look generations up in {self.folder} ({what}); end other"
-                " programs, and the same command resumes"
+                f"not enough memory to search the index {self.folder} ({what}); free memory and"
+                " run the same command to resume"
             )
 
 
 def load_training_index(data: DataArguments, *, quiet: bool = False) -> TrainingIndex:
-    """Return the index of a corpus' training split, made now or served from the cache.
+    """Build the index of the training split, or open it if it is cached.
 
     Raises:
-        UserError: the corpus cannot be read, or `training_scan.cpp` cannot be compiled.
+        UserError: the dataset cannot be read, or `training_scan.cpp` cannot be compiled.
     """
-    _library()  # a missing compiler is reported before the work, not after it
+    _library()  # reports a missing compiler before the index is built
     split = open_corpus(data).train
     once = replace(data, drop_validation_overlap=False)
     parts = {
@@ -199,10 +199,10 @@ def load_training_index(data: DataArguments, *, quiet: bool = False) -> Training
 def write_index(
     folder: Path, stories: Iterable[str], split: Split, cleaned: list[str]
 ) -> IndexManifest:
-    """Write the index of stories; memory holds their vocabulary and a few of them.
+    """Write an index; only the vocabulary and a few stories are kept in memory.
 
     Raises:
-        UserError: there is no story.
+        UserError: there are no stories.
     """
     ids: defaultdict[str, int] = defaultdict(itertools.count(1).__next__)
     waiting, starts, written = array("I"), array("q", [0]), 0
@@ -217,7 +217,9 @@ def write_index(
                 waiting = array("I")
         waiting.tofile(stream)
     if len(starts) == 1:
-        raise UserError("the training split has no stories; is the dataset the right one?")
+        raise UserError(
+            "dataset: the training split has no stories; check train_file and text_column"
+        )
     manifest = IndexManifest(split.identity, cleaned, len(starts) - 1, starts[-1], len(ids))
     np.save(folder / "starts.npy", np.frombuffer(starts, dtype=np.int64))
     (folder / "vocabulary.txt").write_text("\n".join(ids), encoding="utf-8")
@@ -225,10 +227,10 @@ def write_index(
     return manifest
 
 
-def _at(values: np.ndarray[Any, Any]) -> int:
-    """Return where an array lies in memory."""
+def _address(values: np.ndarray[Any, Any]) -> int:
+    """Return the memory address of an array."""
     if not values.flags.c_contiguous:
-        raise ValueError("an array for the library has to lie in one piece")
+        raise ValueError("an array for the C++ library must be contiguous")
     return int(values.ctypes.data)
 
 
@@ -237,7 +239,7 @@ def _library() -> ctypes.CDLL:
     try:
         library = native.compile_library("evaluation/suites/training_scan.cpp")
     except native.NotCompiledError as error:
-        raise UserError(f"looking stories up in training: {error}") from None
+        raise UserError(f"searching the training split: {error}") from None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     where = (pointer, pointer, number)
     library.scan_counts.argtypes = (*where, pointer, number, number, pointer)

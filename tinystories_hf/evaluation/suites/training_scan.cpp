@@ -1,5 +1,5 @@
-// Looks generations up in a training corpus by reading it through once: exact, and in no more memory
-// than the generations take. The corpus is word ids, memory-mapped, with a 0 after each story.
+// Exact searches for generations in a training corpus. Each scans the corpus once and needs memory
+// only for the generations. The corpus is memory-mapped word ids, with a 0 after each story.
 
 #include <omp.h>
 
@@ -35,7 +35,7 @@ uint64_t power_of_two(uint64_t least) {
   return size;
 }
 
-// Distinct k-grams, (count, k); finds the number of one, or kNone.
+// A hash table of distinct k-grams, (count, k); `find` returns the number of a k-gram, or kNone.
 class KGrams {
  public:
   KGrams(const Word* grams, int64_t count, int64_t k)
@@ -51,7 +51,7 @@ class KGrams {
 
   int64_t find(const Word* words) const {
     const uint64_t hash = hash_words(words, k_);
-    // Most of a corpus is in no generation: that is told by bits which stay in the nearest cache.
+    // Most k-grams of a corpus occur in no generation: this bit set rejects them and fits the cache.
     if (!(bits_[(hash >> 40) % kBits / 64] >> ((hash >> 40) % 64) & 1)) return kNone;
     uint64_t slot = hash & (slots_.size() - 1);
     for (; slots_[slot] != kNone; slot = (slot + 1) & (slots_.size() - 1)) {
@@ -68,7 +68,7 @@ class KGrams {
   std::vector<uint64_t> bits_;
 };
 
-// All substrings of all generations, as the least automaton that knows them (Blumer et al., 1985).
+// The suffix automaton of all generations (Blumer et al., 1985): it accepts all their substrings.
 class Automaton {
  public:
   struct State {
@@ -83,7 +83,7 @@ class Automaton {
     for (int64_t i = 0; i < count; i++) last = extend(last, words[i]);
   }
 
-  // To be called once, after the last add.
+  // Must be called once, after the last add.
   void finish() {
     size_t edges = 0;
     for (const State& state : states_) edges += state.next.size();
@@ -159,26 +159,26 @@ class Automaton {
   std::vector<std::pair<uint64_t, int32_t>> slots_;
 };
 
-// Calls `run`; false where there is no memory. It is asked for outside of parallel regions, which no
-// exception may leave.
+// Calls `run` and returns false if there is not enough memory. `run` must allocate outside of parallel
+// regions, since no exception may leave those.
 template <typename Run>
 bool with_memory(Run run) {
   try {
     run();
     return true;
-  } catch (const std::exception&) {  // bad_alloc, or a length that no vector can have
+  } catch (const std::exception&) {  // bad_alloc or length_error
     return false;
   }
 }
 
-// A vector of so many numbers for each thread.
+// Returns a vector of `count` numbers for each thread.
 template <typename Number>
 std::vector<std::vector<Number>> for_each_thread(int64_t count, Number value) {
   const std::vector<Number> one(count, value);
   return std::vector<std::vector<Number>>(omp_get_max_threads(), one);
 }
 
-// Counts how often each of the distinct k-grams, (count, k), stands in the corpus.
+// Counts how often each of the distinct k-grams, (count, k), occurs in the corpus.
 void count_grams(const Word* corpus, const int64_t* starts, int64_t stories, const Word* grams,
                  int64_t count, int64_t k, int64_t* counts) {
   const KGrams known(grams, count, k);
@@ -199,8 +199,8 @@ void count_grams(const Word* corpus, const int64_t* starts, int64_t stories, con
   }
 }
 
-// For each text finds the story that holds most of its distinct k-grams, the first of several.
-// `users[users_starts[g]]` up to `users[users_starts[g + 1]]` are the texts that have k-gram g.
+// Finds for each text the story that contains most of its distinct k-grams, the first one in a tie.
+// The texts with k-gram g are `users[users_starts[g]]` to `users[users_starts[g + 1] - 1]`.
 void find_nearest(const Word* corpus, const int64_t* starts, int64_t stories, const Word* grams,
                   int64_t count, int64_t k, const int64_t* users_starts, const int32_t* users,
                   int64_t texts, int64_t* nearest, int64_t* shared) {
@@ -226,7 +226,7 @@ void find_nearest(const Word* corpus, const int64_t* starts, int64_t stories, co
         }
       }
       for (int64_t text = 0; text < texts; text++) {
-        // Stories come in rising order to each thread: of equals the first stays.
+        // Each thread gets stories in increasing order, so the first one of a tie is kept.
         if (here[text] > most[text]) {
           most[text] = here[text];
           best[text] = story;
@@ -244,7 +244,7 @@ void find_nearest(const Word* corpus, const int64_t* starts, int64_t stories, co
   }
 }
 
-// For each text finds the longest run of its words that stands in one story of the corpus.
+// Finds for each text the length of its longest run of words that occurs in one story.
 void find_longest(const Word* corpus, const int64_t* starts, int64_t stories, const Word* words,
                   const int64_t* text_starts, int64_t texts, int64_t* longest) {
   Automaton automaton;
@@ -277,7 +277,7 @@ void find_longest(const Word* corpus, const int64_t* starts, int64_t stories, co
       found[state] = std::max(found[state], mine[state]);
     }
   }
-  // What ends a longer match ends the shorter ones too.
+  // A match of a state is also a match of the shorter suffixes that it links to.
   std::vector<int32_t> order(automaton.size());
   for (int32_t state = 0; state < automaton.size(); state++) order[state] = state;
   std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
