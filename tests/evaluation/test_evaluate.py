@@ -23,7 +23,7 @@ from tinystories_hf.evaluation.report.report import render_report, write_report
 from tinystories_hf.evaluation.results import check, read_results, schema
 from tinystories_hf.model.modeling import GPTNeoForCausalLM
 
-# Room for a whole toy story.
+# Enough for a complete toy story.
 LONGER = ("--context_length", "256", "--max_position_embeddings", "256", "--vocab_size", "700")
 DRAWN = ("loss_by_position.png", "cloze.png", "memorization.png")
 PICTURES = set(DRAWN)
@@ -46,7 +46,7 @@ def evaluate(folder: Path, *flags: str, **extra: str) -> subprocess.CompletedPro
 
 @pytest.fixture(scope="session")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the run `run`, evaluated by all suites that need no judge."""
+    """Return a folder with the run `run`, evaluated with all suites except judge."""
     folder = tmp_path_factory.mktemp("evaluated")
     train_forked(folder, *LONGER)
     done = evaluate(folder, "--model", "run")
@@ -61,7 +61,7 @@ def results_in(folder: Path) -> dict[str, Any]:
     return content
 
 
-def test_all_suites_are_measured_into_one_schema(evaluated: Path) -> None:
+def test_all_suites_write_results_that_match_the_schema(evaluated: Path) -> None:
     results = read_results(evaluated / "run" / "eval_results.json")
     assert set(results) == {
         "schema_version", "model", "loss", "cloze", "stories", "memorization"
@@ -78,7 +78,7 @@ def test_all_suites_are_measured_into_one_schema(evaluated: Path) -> None:
     assert len(results["memorization"]["drawn"]) == 100
 
 
-def test_the_report_and_its_pictures_stand_beside_the_results(evaluated: Path) -> None:
+def test_the_report_and_its_plots_are_written(evaluated: Path) -> None:
     text = (evaluated / "run" / "evaluation.md").read_text()
     for heading in ("Loss", "Cloze", "Stories", "Memorisation"):
         assert f"## {heading}" in text
@@ -101,7 +101,7 @@ def test_report_card_and_plots_are_rebuilt_from_the_json_alone(
     assert "### Memorisation" in card
 
 
-def test_what_was_measured_is_not_measured_again(evaluated: Path) -> None:
+def test_suites_already_evaluated_are_skipped(evaluated: Path) -> None:
     before = (evaluated / "run" / "eval_results.json").read_bytes()
     done = evaluate(evaluated, "--model", "run")
     assert done.returncode == 0, done.stderr
@@ -116,7 +116,7 @@ def test_what_was_measured_is_not_measured_again(evaluated: Path) -> None:
         (["--toy_seed", "3"], "loss: .* another training, validation; choose"),
     ],
 )
-def test_results_of_other_settings_are_not_mixed(
+def test_results_with_other_settings_are_refused(
     evaluated: Path, flags: list[str], message: str
 ) -> None:
     import re
@@ -129,7 +129,7 @@ def test_results_of_other_settings_are_not_mixed(
 
 
 def test_several_models_are_compared(evaluated: Path, tmp_path: Path) -> None:
-    """A model of the same text and other weights, measured beside the trained one."""
+    """A second model was trained on the same data with another seed."""
     other = evaluated / "other"
     if not other.exists():
         train_forked(evaluated, *LONGER, "--seed", "7", "--max_steps", "2", run="other")
@@ -142,7 +142,7 @@ def test_several_models_are_compared(evaluated: Path, tmp_path: Path) -> None:
     assert text.startswith("# Evaluation: run, other")
     assert (out / "run" / "eval_results.json").exists()
     losses = [results_in(out / name)["loss"]["packed"]["loss"] for name in ("run", "other")]
-    assert losses[0] < losses[1], "a trained model is better than one that is hardly trained"
+    assert losses[0] < losses[1], "more steps give a lower loss"
     assert all(f"{loss:.4f}" in text for loss in losses)
 
 
@@ -166,7 +166,7 @@ def test_a_trained_model_is_better_than_an_untrained_one(evaluated: Path, tmp_pa
     )
 
 
-def test_results_that_do_not_fit_the_schema_are_refused(evaluated: Path) -> None:
+def test_results_that_do_not_match_the_schema_are_refused(evaluated: Path) -> None:
     results = results_in(evaluated / "run")
     check(results)
     changes: tuple[Callable[[Any], Any], ...] = (
@@ -187,12 +187,12 @@ RECORDED = sorted((ROOT / "docs" / "results").rglob("*eval_results.json"))
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.parent.name)
-def test_recorded_results_fit_the_schema(path: Path) -> None:
+def test_recorded_results_match_the_schema(path: Path) -> None:
     results = read_results(path)
     assert results["loss"]["packed"]["tokens"] == results["loss"]["by_story"]["tokens"] > 0
 
 
-def test_the_comparison_in_the_docs_is_made_of_its_results() -> None:
+def test_the_comparison_in_the_docs_is_rendered_from_its_results() -> None:
     folder = ROOT / "docs" / "results" / "compared"
     models = [read_results(folder / name / "eval_results.json") for name in ("small", "untrained")]
     pictures = [path.name for path in folder.glob("*.png")]
@@ -203,7 +203,7 @@ def test_the_comparison_in_the_docs_is_made_of_its_results() -> None:
         assert trained["loss"][reading]["loss_interval"][1] < untrained["loss"][reading]["loss"]
 
 
-def test_the_schema_says_what_it_is() -> None:
+def test_the_schema_is_a_valid_schema() -> None:
     import jsonschema
 
     jsonschema.Draft202012Validator.check_schema(schema())
@@ -223,15 +223,15 @@ def test_the_schema_says_what_it_is() -> None:
         (["--model", "a", "--tokenizer", "x"], "unknown flag --tokenizer"),
     ],
 )
-def test_an_impossible_evaluation_is_refused(flags: list[str], message: str) -> None:
+def test_invalid_flags_are_refused(flags: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_evaluation_arguments(flags)
 
 
-def test_a_model_and_its_text_come_from_the_hub(
+def test_model_and_dataset_are_loaded_from_the_hub(
     trained_run: Path, hub: LoopbackHub, tmp_path: Path
 ) -> None:
-    """A plain model folder, as anybody publishes one, and beginnings beside the text."""
+    """A model without a run record, and prompts in the dataset repository."""
     model = {
         path.name: path.read_bytes()
         for path in trained_run.iterdir()
@@ -260,10 +260,8 @@ def test_a_model_and_its_text_come_from_the_hub(
     assert results["stories"]["prompts"]["source"].startswith("me/stories, Evaluation prompts.yaml")
 
 
-def test_a_model_that_cannot_be_used_after_another_was_measured_is_a_failure_of_begun_work(
-    evaluated: Path, tmp_path: Path
-) -> None:
-    """Exit code 2 says that nothing was written."""
+def test_an_error_after_results_were_written_exits_with_1(evaluated: Path, tmp_path: Path) -> None:
+    """Exit code 2 means that nothing was written."""
     run, folder = evaluated / "run", tmp_path / "measured"
     (tmp_path / "empty").mkdir()
     flags = ("--suite", "cloze", "--output_dir", str(folder))
@@ -276,14 +274,14 @@ def test_a_model_that_cannot_be_used_after_another_was_measured_is_a_failure_of_
     assert "cloze" in results_in(folder / "run")
 
 
-def test_a_model_that_is_not_there_is_told_in_a_line(tmp_path: Path) -> None:
+def test_a_missing_model_is_reported_in_one_line(tmp_path: Path) -> None:
     done = evaluate(tmp_path, "--model", "nobody/nothing")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     assert "could not reach http://127.0.0.1:9 for the model nobody/nothing" in done.stderr
 
 
-def test_the_text_is_the_runs_own_unless_named(evaluated: Path, monkeypatch: Any) -> None:
+def test_the_dataset_is_that_of_the_run_unless_given(evaluated: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(evaluated)
     data = parse_evaluation_arguments(["--model", "run"]).data
     assert (data.dataset, data.toy_stories) == ("toy", 300)
@@ -294,7 +292,7 @@ def test_the_text_is_the_runs_own_unless_named(evaluated: Path, monkeypatch: Any
     assert hub.dataset_revision
 
 
-def test_each_model_has_a_folder_of_its_own(evaluated: Path, monkeypatch: Any) -> None:
+def test_each_model_has_its_own_results_folder(evaluated: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(evaluated)
     place: Callable[..., Path] = lambda name, **k: results_folder(  # noqa: E731
         name, EvaluationArguments(model=[name], **k)
@@ -305,7 +303,9 @@ def test_each_model_has_a_folder_of_its_own(evaluated: Path, monkeypatch: Any) -
     assert place("run", output_dir="out") == Path("out")
 
 
-def test_the_paper_stands_beside_models_of_its_shape(evaluated: Path, tmp_path: Path) -> None:
+def test_the_report_compares_with_the_paper_if_the_shape_is_the_same(
+    evaluated: Path, tmp_path: Path
+) -> None:
     results = results_in(evaluated / "run")
     assert "as published" not in render_report([results])
     results["model"] |= {"hidden_size": 64, "num_layers": 8}
@@ -318,7 +318,7 @@ def test_the_paper_stands_beside_models_of_its_shape(evaluated: Path, tmp_path: 
     assert write_report([results], tmp_path).read_text().startswith("# Evaluation: run")
 
 
-def test_the_papers_table_is_whole() -> None:
+def test_the_papers_table_is_complete() -> None:
     assert len(FIGURE_4) == 26
     assert len({(row.hidden_size, row.num_layers) for row in FIGURE_4}) == 26
     assert sum(row.published is not None for row in FIGURE_4) == 7

@@ -1,4 +1,4 @@
-"""Intervals hold what they should, and measures of nothing say so."""
+"""Bootstrap intervals have the right coverage, and metrics refuse empty inputs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ CONTEXT, STORIES, SAMPLES = 256, 250, 120
 
 
 def packed_stories(generator: np.random.Generator) -> tuple[np.ndarray[Any, Any], ...]:
-    """Return the losses and tokens of stories in one stream, cut into windows.
+    """Return the losses and tokens of packed stories; the true mean loss is 2.
 
-    The first tokens of a window are harder, wherever in a story they fall; with a mean of 2.
+    The first tokens of a window have a higher loss, wherever in a story they are.
     """
     lengths = generator.integers(60, 180, size=STORIES)
     places = np.arange(lengths.sum()) % CONTEXT
@@ -32,14 +32,14 @@ def packed_stories(generator: np.random.Generator) -> tuple[np.ndarray[Any, Any]
 
 
 def alike(generator: np.random.Generator) -> tuple[np.ndarray[Any, Any], ...]:
-    """Return stories of mean 2 whose neighbours are alike, with a correlation of 0.46."""
+    """Return stories of mean 2 whose neighbours have a correlation of 0.46."""
     noise = generator.normal(0, 0.2, size=STORIES + 1)
     tokens = np.full(STORIES, 100)
     return (2 + noise[1:] + 0.66 * noise[:-1]) * tokens, tokens
 
 
 @pytest.mark.parametrize("sample", [packed_stories, alike])
-def test_the_interval_of_stories_that_depend_on_their_neighbours_holds_the_mean(
+def test_block_bootstrap_intervals_contain_the_mean_of_dependent_stories(
     sample: Callable[[np.random.Generator], tuple[np.ndarray[Any, Any], ...]],
 ) -> None:
     generator = np.random.default_rng(3)
@@ -54,18 +54,18 @@ def test_the_interval_of_stories_that_depend_on_their_neighbours_holds_the_mean(
             assert found is not None
             held[name] += found[0] <= 2 <= found[1]
     assert 0.9 <= held["blocks"] / SAMPLES <= 0.99
-    # Taken for independent, all intervals hold it, or too few.
+    # Intervals for independent stories are too wide or too narrow.
     assert not 0.9 <= held["apart"] / SAMPLES <= 0.99
 
 
-def test_blocks_are_as_long_as_windows_ask_for_and_leave_ten() -> None:
+def test_blocks_cover_four_windows_and_there_are_at_least_ten() -> None:
     assert block_length(1000, 200_000, 512) == 11
     assert block_length(100_000, 20_000_000, 512) == 47
     assert block_length(20, 400, 512) == 2
     assert block_length(3, 90, 16) == 1
 
 
-def test_a_resample_without_a_count_is_left_out() -> None:
+def test_resamples_with_zero_counts_are_left_out() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = ratio_interval([1.0, 3.0], [0.0, 2.0])
@@ -89,7 +89,7 @@ def test_a_resample_without_a_count_is_left_out() -> None:
         (metrics.BitsPerByte, {"predictions": [1.0], "references": [""]}),
     ],
 )
-def test_a_measure_of_nothing_says_what_is_missing(
+def test_metrics_refuse_empty_inputs(
     metric: type[evaluate.Metric], given: dict[str, list[Any]], tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"there is nothing to evaluate|is not the index of"):
@@ -98,13 +98,13 @@ def test_a_measure_of_nothing_says_what_is_missing(
 
 @pytest.mark.parametrize("name", ["Distinct", "SelfBleu", "Repetition"])
 @pytest.mark.parametrize("texts", [[""], ["Hi."], ["", ""], ["...", "Hi."]])
-def test_texts_without_words_or_company_measure_zero_or_more(
+def test_metrics_of_empty_or_single_texts_are_between_zero_and_one(
     name: str, texts: list[str], tmp_path: Path
 ) -> None:
     found = getattr(metrics, name)(cache_dir=str(tmp_path)).compute(predictions=texts)
     assert all(0 <= value <= 1 for value in found.values())
 
 
-def test_the_mean_of_no_values_is_refused() -> None:
+def test_a_mean_without_values_is_refused() -> None:
     with pytest.raises(ValueError, match="there is nothing to evaluate"):
         clustered_mean([], [])

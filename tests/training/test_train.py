@@ -17,7 +17,7 @@ from tinystories_hf.evaluation.suites.loss import score_tokens
 from tinystories_hf.evaluation.validation import (
     PACKED,
     read_validation,
-    reading_protocol,
+    scoring_windows,
     tokenize_stories,
 )
 from tinystories_hf.training.batch import BatchPlan
@@ -107,9 +107,7 @@ def test_the_final_loss_is_measured_in_fp32_on_the_saved_weights(
     stories = tokenize_stories(tokenizer, read_validation(arguments.data).texts)
 
     def measure() -> float:
-        return float(
-            score_tokens(model, reading_protocol(stories, PACKED, 64), batch_size=8).mean()
-        )
+        return float(score_tokens(model, scoring_windows(stories, PACKED, 64), batch_size=8).mean())
 
     assert recorded["loss"] == pytest.approx(measure(), rel=1e-6)
     with torch.autocast("cpu", torch.bfloat16):

@@ -22,9 +22,9 @@ from tinystories_hf.core.errors import UserError, reporting_unreadable
 from tinystories_hf.core.run_record import RUN_RECORD
 
 SUITES = ("loss", "cloze", "stories", "memorization", "judge")
-INDEXED = {"stories", "memorization"}
+NEEDS_INDEX = {"stories", "memorization"}
 # Settings that only matter for training: a model is evaluated with its own tokenizer and context.
-OF_ROWS = (
+TRAINING_ONLY = (
     *("tokenizer", "tokenizer_revision", "tokenizer_vocab_sha256", "tokenizer_merges_sha256"),
     *("eos_token", "context_length"),
 )
@@ -133,7 +133,8 @@ def parse_evaluation_arguments(
     parser.add_dataclass(
         "data (default: as recorded by the run, otherwise as in configs/xs.yaml)",
         DataArguments,
-        leave_out=OF_ROWS,
+        shown={"dataset": Setting(None, "default")},  # not required here
+        leave_out=TRAINING_ONLY,
     )
     flags = parser.parse_layer(argv)
     own = {declared.name for declared in fields(EvaluationArguments)}
@@ -142,7 +143,7 @@ def parse_evaluation_arguments(
     )
     named = {key: value for key, value in flags.items() if key not in own}
     data = _evaluation_data(evaluation.model, named)
-    if data.streaming and INDEXED & set(evaluation.suites):
+    if data.streaming and NEEDS_INDEX & set(evaluation.suites):
         raise UserError(
             "suite: stories and memorization need an index of the complete training split, which"
             " was streamed; use --suite loss,cloze, or build the index with --streaming false"
@@ -212,7 +213,7 @@ def _recorded(folder: Path) -> dict[str, Any] | None:
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that determine which stories a run was trained on."""
-    apart = (*OF_ROWS, "prepared_dir", "streaming", "shuffle_buffer")
+    apart = (*TRAINING_ONLY, "prepared_dir", "streaming", "shuffle_buffer")
     # Runs of earlier versions do not record settings that were added later.
     defaults = {f.name: f.default for f in fields(DataArguments) if f.default is not MISSING}
     return {key: value for key, value in {**defaults, **settings}.items() if key not in apart}

@@ -46,9 +46,9 @@ class RecordFile:
 
     def _read(self, made_with: Record) -> None:
         content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
+        complete = content[: content.rfind(b"\n") + 1]
         try:
-            head, *self.records = [json.loads(line) for line in whole.splitlines()] or [{}]
+            head, *self.records = [json.loads(line) for line in complete.splitlines()] or [{}]
         except ValueError:
             raise UserError(f"{self.path} is damaged; delete or move it to start again") from None
         if head and head.get("made_with") != made_with:
@@ -58,6 +58,6 @@ class RecordFile:
             )
         if not head:
             self._write([{"made_with": made_with}], "w")
-        elif len(whole) < len(content):
+        elif len(complete) < len(content):
             with self.path.open("r+b") as stream:
-                stream.truncate(len(whole))
+                stream.truncate(len(complete))

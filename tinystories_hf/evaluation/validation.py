@@ -164,7 +164,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ScoringWindows:
     """The windows in which a model predicts every token of a text once.
 
     Attributes:
@@ -179,13 +179,15 @@ class Reading:
     windows: Ids
 
 
-def reading_protocol(stories: TokenizedStories, protocol: str, context_length: int) -> Reading:
+def scoring_windows(
+    stories: TokenizedStories, protocol: str, context_length: int
+) -> ScoringWindows:
     """Return the windows of a protocol of `PROTOCOLS`; each token is scored in exactly one."""
     inputs = np.concatenate([[stories.begin], stories.ids[:-1]])
     if protocol == PACKED:
         begins = np.arange(0, len(inputs), context_length)
         ends = np.minimum(begins + context_length, len(inputs))
-        return Reading(inputs, stories.ids, np.stack([begins, ends, begins], axis=1))
+        return ScoringWindows(inputs, stories.ids, np.stack([begins, ends, begins], axis=1))
     inputs[stories.starts] = stories.begin
     windows: list[tuple[int, int, int]] = []
     for first, length in zip(stories.starts.tolist(), stories.lengths.tolist(), strict=True):
@@ -195,4 +197,4 @@ def reading_protocol(stories: TokenizedStories, protocol: str, context_length: i
             end = min(counted + step, last)
             windows.append((max(first, end - context_length), end, counted))
             counted = end
-    return Reading(inputs, stories.ids, np.array(windows, dtype=np.int64))
+    return ScoringWindows(inputs, stories.ids, np.array(windows, dtype=np.int64))

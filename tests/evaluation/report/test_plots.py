@@ -5,7 +5,7 @@ from pathlib import Path
 from tinystories_hf.evaluation.report.plots import plot_loss
 
 
-def test_the_plot_is_a_picture_even_of_a_run_without_evaluations(tmp_path: Path) -> None:
+def test_the_loss_is_plotted_with_and_without_evaluations(tmp_path: Path) -> None:
     history = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.5}]
     plot_loss(history, tmp_path / "both.png", "a run")
     plot_loss(history[:1], tmp_path / "one.png", "a run")

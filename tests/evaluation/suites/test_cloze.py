@@ -28,7 +28,7 @@ FAMILIES = ("facts", "reasoning", "context")
 
 
 def scored(score: Callable[[ClozeItem, str], float]) -> dict[str, float]:
-    """Return the accuracy of each family when answers are chosen by a score."""
+    """Return the accuracy of each family for answers chosen by `score`."""
     items = cloze_items()
     scores = [[score(item, answer) for answer in item.answers] for item in items]
     found = cloze_accuracy(items, scores)
@@ -49,14 +49,14 @@ def test_there_are_at_least_forty_items_of_each_family() -> None:
     assert min(counts.values()) >= 40, counts
 
 
-def test_the_pages_say_how_many_items_there_are() -> None:
+def test_the_docs_state_the_number_of_items() -> None:
     count = len(cloze_items())
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"{count} prompts with a single right next word" in readme
     assert f"{count} items" in (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
 
-def test_items_of_a_group_differ_only_in_what_is_asked() -> None:
+def test_items_of_a_group_share_answers_and_last_sentence() -> None:
     groups: dict[tuple[str, int], list[ClozeItem]] = {}
     for item in cloze_items():
         groups.setdefault((item.family, item.group), []).append(item)
@@ -101,8 +101,8 @@ def test_no_family_is_solved_by_looking_at_the_answers(shortcut: str) -> None:
     assert scored(SHORTCUTS[shortcut]) == pytest.approx(chances())
 
 
-def test_no_family_is_solved_by_the_end_of_the_beginning() -> None:
-    """A model that reads the last sentence alone scores at chance, whatever it has learnt."""
+def test_no_family_is_solved_by_the_last_sentence() -> None:
+    """A model that sees only the last sentence scores at chance."""
     tokenizer = train_tokenizer(toy_stories(300, 0), 400, 256)
     model = tiny(len(tokenizer), 0.5)
     items = cloze_items()
@@ -156,7 +156,7 @@ def tiny(vocab_size: int, spread: float) -> GPTNeoForCausalLM:
 
 
 def whole_words() -> PreTrainedTokenizerFast:
-    """Return a tokenizer to which every word of the items is one token."""
+    """Return a tokenizer with one token for each word of the items."""
     texts = [item.prompt + text for item in cloze_items() for text in item.continuations]
     words = sorted({word for text in texts for word in text.split()})
     vocabulary = {word: at for at, word in enumerate(["</s>", *words])}
@@ -180,8 +180,8 @@ def test_a_uniform_model_scores_at_chance() -> None:
         assert found.relative_accuracy == pytest.approx(found.chance)
 
 
-def test_a_liking_for_an_answer_is_left_out_by_relative_scores() -> None:
-    """A model that knows what is right and likes the first answer far more."""
+def test_relative_accuracy_ignores_a_preference_for_an_answer() -> None:
+    """The scores favour the right answer slightly, and the first answer strongly."""
     items = [item for item in cloze_items() if item.group < 3]
     scores = [
         [(at == item.right) + 5.0 * (at == 0) for at in range(len(item.answers))] for item in items
@@ -213,7 +213,7 @@ def test_scores_are_the_log_likelihoods_of_the_answers() -> None:
     assert [score - scores[0] for score in scores] == pytest.approx(differences, abs=1e-3)
 
 
-def test_items_that_do_not_fit_are_read_without_their_start_and_counted() -> None:
+def test_items_longer_than_the_context_are_truncated_and_counted() -> None:
     tokenizer = train_tokenizer(toy_stories(300, 0), 400, 256)
     found = measure_cloze(tiny(len(tokenizer), 0.3), tokenizer, 32, 16)
     assert 0 < found["items_cut"] <= len(cloze_items())

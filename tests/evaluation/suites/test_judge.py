@@ -65,7 +65,7 @@ STORIES: list[dict[str, Any]] = [
 def judged(
     endpoint: JudgingEndpoint, folder: Path, **settings: Any
 ) -> tuple[dict[str, Any], RecordFile]:
-    """Judge all stories once, with a client that waits half a second and tries three times."""
+    """Judge all stories once, with a timeout of half a second and three attempts."""
     records = RecordFile(folder / "judgements.jsonl", {})
     judge = endpoint_judge("grader", endpoint.url, attempts=3, timeout=0.5)
     unanswered = ask_all(STORIES, {"grader": judge}, records, 2, quiet=True, **settings)
@@ -88,7 +88,7 @@ def test_good_replies_are_averaged(endpoint: JudgingEndpoint, tmp_path: Path) ->
     assert endpoint.most_at_once <= 2
 
 
-def test_faults_are_overcome_or_counted(endpoint: JudgingEndpoint, tmp_path: Path) -> None:
+def test_errors_are_retried_or_counted(endpoint: JudgingEndpoint, tmp_path: Path) -> None:
     endpoint.script = {
         "Ann": ["429", "ok", "500", "503"],
         "Bob": ["ok", "chatter"],
@@ -108,7 +108,7 @@ def test_faults_are_overcome_or_counted(endpoint: JudgingEndpoint, tmp_path: Pat
     assert said.count("Seven, I think.") == 3
     assert said.count("I'm sorry, I can't.") == 3
 
-    # The same call again asks for what got no answer, and for nothing else.
+    # A second call requests only the missing replies.
     before = len(endpoint.requests)
     again, _ = judged(endpoint, tmp_path)
     assert again["judges"][0]["failures"] == {"malformed": 2, "refused": 1, "unanswered": 0}
@@ -117,7 +117,7 @@ def test_faults_are_overcome_or_counted(endpoint: JudgingEndpoint, tmp_path: Pat
     assert all(count == 1 for count in endpoint.answered.values())
 
 
-def test_what_concerns_all_stories_ends_it_and_keeps_what_came(
+def test_a_permanent_error_stops_the_suite_and_keeps_the_replies(
     endpoint: JudgingEndpoint, tmp_path: Path
 ) -> None:
     endpoint.script = {"Hal": ["401"]}
@@ -134,13 +134,14 @@ def evaluate_command(
     endpoint: JudgingEndpoint, run: Path, folder: Path, prompts: Path
 ) -> list[str]:
     return [
+        # The cloze suite imports the library `evaluate`, which the script must not hide.
         sys.executable, str(ROOT / "scripts/evaluate.py"), "--model", str(run),
-        "--suite", "judge", "--judge_model", "grader", "--judge_base_url", endpoint.url,
+        "--suite", "cloze,judge", "--judge_model", "grader", "--judge_base_url", endpoint.url,
         "--judge_confirm", "--prompts", str(prompts), "--output_dir", str(folder),
     ]  # fmt: skip
 
 
-def test_a_judge_killed_in_the_middle_goes_on_without_asking_twice(
+def test_a_killed_evaluation_resumes_without_repeating_requests(
     endpoint: JudgingEndpoint, trained_run: Path, tmp_path: Path
 ) -> None:
     prompts = tmp_path / "prompts.yaml"
@@ -150,7 +151,7 @@ def test_a_judge_killed_in_the_middle_goes_on_without_asking_twice(
     place = {"cwd": trained_run.parent, "env": environment(tmp_path, JUDGE_API_KEY="sk-secret")}
     process = subprocess.Popen(command, **place, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # type: ignore[call-overload]
     last, quiet_since = -1, time.monotonic()
-    while time.monotonic() - quiet_since < 1.0 or last < 10:  # until all that can be answered is
+    while time.monotonic() - quiet_since < 1.0 or last < 10:  # until no more replies arrive
         assert process.poll() is None, process.stderr.read().decode()
         if len(endpoint.requests) != last:
             last, quiet_since = len(endpoint.requests), time.monotonic()
@@ -163,7 +164,7 @@ def test_a_judge_killed_in_the_middle_goes_on_without_asking_twice(
     endpoint.script = {}
     done = subprocess.run(command, **place, capture_output=True, text=True, timeout=200)  # type: ignore[call-overload]
     assert done.returncode == 0, done.stderr
-    assert sum(endpoint.answered.values()) == 160  # 8 beginnings x 10 x 2 turns
+    assert sum(endpoint.answered.values()) == 160  # 8 prompts x 10 completions x 2 turns
     results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
     (judge,) = results["judge"]["judges"]
     assert judge["graded"] == 80
@@ -176,7 +177,7 @@ def test_a_judge_killed_in_the_middle_goes_on_without_asking_twice(
     assert "sk-secret" not in done.stdout + done.stderr
 
 
-def test_the_token_of_the_hub_goes_to_no_other_endpoint(
+def test_the_hub_token_is_not_sent_to_another_endpoint(
     endpoint: JudgingEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -188,7 +189,7 @@ def test_the_token_of_the_hub_goes_to_no_other_endpoint(
     assert endpoint.requests[0]["model"] == "grader"
 
 
-def test_nothing_is_started_that_costs_before_it_is_confirmed(
+def test_requests_that_cost_money_need_confirmation(
     endpoint: JudgingEndpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     judge = JudgeArguments(("a", "b"), endpoint.url, price_in=1.0, price_out=10.0)
@@ -199,7 +200,7 @@ def test_nothing_is_started_that_costs_before_it_is_confirmed(
     assert "32 requests" in said
     cost = estimate_cost(STORIES, [], judge)
     opinion = len(opinion_question(STORIES[0]["beginning"], STORIES[0]["text"])) // 4
-    assert cost.tokens_in > 16 * 2 * opinion  # both turns carry the story
+    assert cost.tokens_in > 16 * 2 * opinion  # both turns contain the story
     done = [
         {"judge": "a", "prompt": 0, "completion": 0, "turn": 1, "refused": "no"},
         {"judge": "a", "prompt": 0, "completion": 1, "turn": 1, "text": OPINION},
@@ -208,7 +209,7 @@ def test_nothing_is_started_that_costs_before_it_is_confirmed(
     assert cost.dollars == pytest.approx((cost.tokens_in + 10 * cost.tokens_out) / 1e6)
 
 
-def test_two_judges_are_held_against_each_other() -> None:
+def test_two_judges_are_compared() -> None:
     def grades(*grammar: int) -> dict[tuple[int, int], Grades]:
         return {(0, at): Grades(g, 5, 5, g, "A") for at, g in enumerate(grammar)}
 
@@ -229,7 +230,7 @@ def test_two_judges_are_held_against_each_other() -> None:
         "- Grammar: 7\n- Creativity: 8.0 / 10\n- Consistency: 9/10.\n- plot: 10/10\n- AGE GROUP: b",
     ],
 )
-def test_grades_are_read(reply: str) -> None:
+def test_grades_are_parsed(reply: str) -> None:
     assert parse_grades(reply) == Grades(7, 8, 9, 10, "B")
 
 
@@ -246,17 +247,17 @@ def test_grades_are_read(reply: str) -> None:
         grading_question(),
     ],
 )
-def test_what_is_not_grades_is_not_read_as_grades(reply: str) -> None:
+def test_invalid_grades_are_rejected(reply: str) -> None:
     assert parse_grades(reply) is None
 
 
-def test_a_local_model_is_asked_too(trained_run: Path, tmp_path: Path) -> None:
+def test_a_local_model_can_judge(trained_run: Path, tmp_path: Path) -> None:
     name = str(trained_run)
     reply = local_judge(name)(conversation("Once", " a cat", []))
     assert reply.tokens_out
     judge = JudgeArguments((name,))
     found = measure_judge(STORIES[:2], judge, tmp_path, made_with={}, quiet=True)
     (only,) = found["judges"]
-    assert only["failures"]["malformed"] == 2  # a child's teller of tales grades nobody
+    assert only["failures"]["malformed"] == 2  # a model of toy stories does not grade
     assert only["grades"] is None
-    assert only["judge"] == trained_run.name, "no place of this machine"
+    assert only["judge"] == trained_run.name, "not the absolute path"

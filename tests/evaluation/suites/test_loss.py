@@ -36,10 +36,10 @@ from tinystories_hf.evaluation.subject import load_model_to_evaluate
 from tinystories_hf.evaluation.suites import loss as loss_module
 from tinystories_hf.evaluation.suites.loss import (
     SplitLoss,
-    losses_by_position,
     score_tokens,
     split_loss,
     summarize_losses,
+    window_positions,
 )
 from tinystories_hf.evaluation.suites.measure import SuiteTask, measure_suite
 from tinystories_hf.evaluation.validation import (
@@ -51,13 +51,13 @@ from tinystories_hf.evaluation.validation import (
     occurs_in,
     prepared_validation,
     read_validation,
-    reading_protocol,
+    scoring_windows,
     tokenize_stories,
 )
 from tinystories_hf.model.modeling import GPTNeoForCausalLM
 
 CONTEXT = 16
-# Ragged: shorter and longer than the context, empty, not ASCII, and one that spells the mark out.
+# Shorter and longer than the context, empty, not ASCII, and one with the text of the EOS token.
 STORIES = [
     "A cat sat.",
     "Once there was a dog who ran and ran, over the hill and far away, and never once came home.",
@@ -70,12 +70,12 @@ STORIES = [
 
 
 def byte_pairs() -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE as this project trains it: one mark begins and ends."""
+    """Return a byte-level BPE as this project trains it, whose BOS and EOS token are the same."""
     return train_tokenizer(toy_stories(200, 0), 400, CONTEXT)
 
 
 def words_with_marks() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of whole words, with other marks for begin and end."""
+    """Return a word-level tokenizer with different BOS and EOS tokens."""
     words = sorted({word for story in toy_stories(50, 0) for word in story.split()})
     vocabulary = {word: at for at, word in enumerate(["<s>", "</s>", "<unk>", *words])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -86,9 +86,9 @@ def words_with_marks() -> PreTrainedTokenizerFast:
 
 
 def gpt_neo() -> PreTrainedTokenizerFast:
-    """Return the published models' own tokenizer."""
+    """Return the tokenizer of the published models."""
     if not SHARED.is_dir():
-        pytest.skip("needs ../shared (the real tokenizer), which is not there")
+        pytest.skip("needs the published tokenizer in ../shared")
     return AutoTokenizer.from_pretrained(SHARED / "data" / "gpt-neo-tokenizer")
 
 
@@ -111,7 +111,7 @@ def tiny(vocab_size: int, seed: int = 0) -> GPTNeoForCausalLM:
 def slowly(
     model: PreTrainedModel, tokenizer: Any, stories: list[str], protocol: str
 ) -> list[float]:
-    """Return the nats of every token in fp64 by the stock model, each from its own prefix."""
+    """Return the loss of each token in fp64, computed from its prefix by Transformers' model."""
     config = copy.deepcopy(model.config)
     config._attn_implementation = "eager"
     stock = Stock(config).double().eval()
@@ -128,7 +128,7 @@ def slowly(
         for at, target in enumerate(ids):
             if protocol == PACKED or at < CONTEXT:
                 first = at // CONTEXT * CONTEXT
-            else:  # windows that end CONTEXT // 2 further each, the last one with the story
+            else:  # each window ends CONTEXT // 2 later, the last one at the end of the story
                 step = CONTEXT // 2
                 end = min(CONTEXT + ((at - CONTEXT) // step + 1) * step, len(ids))
                 first = end - CONTEXT
@@ -140,19 +140,19 @@ def slowly(
 
 @pytest.mark.parametrize("make", TOKENIZERS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_loss_is_that_of_a_slow_computation_in_float64(
+def test_the_loss_equals_a_naive_computation_in_float64(
     make: Callable[[], PreTrainedTokenizerFast], protocol: str
 ) -> None:
     tokenizer = make()
     model = tiny(len(tokenizer))
     stories = tokenize_stories(tokenizer, STORIES)
-    read = reading_protocol(stories, protocol, CONTEXT)
+    read = scoring_windows(stories, protocol, CONTEXT)
     found = score_tokens(model, read, batch_size=3)
     right = slowly(model, tokenizer, STORIES, protocol)
     assert found.mean() == pytest.approx(np.mean(right), abs=1e-6)
     np.testing.assert_allclose(found, right, atol=2e-5)
     summed = summarize_losses(
-        stories, found, losses_by_position(read), protocol, np.ones(len(STORIES), dtype=bool)
+        stories, found, window_positions(read), protocol, np.ones(len(STORIES), dtype=bool)
     )
     assert summed.loss == pytest.approx(np.mean(right), abs=1e-6)
     text_bytes = sum(len(story.encode()) for story in STORIES)
@@ -162,13 +162,13 @@ def test_the_loss_is_that_of_a_slow_computation_in_float64(
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_token_is_counted_once(protocol: str) -> None:
     stories = tokenize_stories(byte_pairs(), STORIES)
-    read = reading_protocol(stories, protocol, CONTEXT)
+    read = scoring_windows(stories, protocol, CONTEXT)
     counted = np.zeros(len(stories.ids), dtype=int)
     for begin, end, first in read.windows.tolist():
         assert begin <= first < end <= begin + CONTEXT
         counted[first:end] += 1
     assert (counted == 1).all()
-    assert losses_by_position(read).max() == CONTEXT - 1
+    assert window_positions(read).max() == CONTEXT - 1
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -180,13 +180,13 @@ def test_the_batch_size_does_not_change_the_loss(
     tokenizer = byte_pairs()
     model = tiny(len(tokenizer))
     stories = tokenize_stories(tokenizer, list(toy_stories(40, 1)))
-    read = reading_protocol(stories, protocol, CONTEXT)
+    read = scoring_windows(stories, protocol, CONTEXT)
     means = [score_tokens(model, read, size).mean() for size in (1, 3, 16)]
     assert means == pytest.approx([means[0]] * 3, abs=1e-6)
     assert bars.have_ended(3)
 
 
-def test_another_architecture_is_measured_by_its_own_logits() -> None:
+def test_the_loss_of_another_architecture_is_that_of_its_logits() -> None:
     tokenizer = words_with_marks()
     torch.manual_seed(0)
     config = GPT2Config(
@@ -200,37 +200,37 @@ def test_another_architecture_is_measured_by_its_own_logits() -> None:
     targets = torch.tensor([*ids, tokenizer.eos_token_id])
     right = torch.nn.functional.cross_entropy(logits, targets)
     stories = tokenize_stories(tokenizer, [STORIES[0]])
-    found = score_tokens(model, reading_protocol(stories, BY_STORY, CONTEXT), 4)
+    found = score_tokens(model, scoring_windows(stories, BY_STORY, CONTEXT), 4)
     assert found.mean() == pytest.approx(float(right), abs=1e-6)
 
 
-def test_a_model_that_knows_nothing_pays_the_logarithm_of_the_vocabulary() -> None:
+def test_a_uniform_model_has_the_logarithm_of_the_vocabulary_as_loss() -> None:
     tokenizer = byte_pairs()
     model = tiny(len(tokenizer))
     torch.nn.init.zeros_(model.transformer.wte.weight)
-    read = reading_protocol(tokenize_stories(tokenizer, STORIES), PACKED, CONTEXT)
+    read = scoring_windows(tokenize_stories(tokenizer, STORIES), PACKED, CONTEXT)
     assert score_tokens(model, read, 4).mean() == pytest.approx(math.log(len(tokenizer)), rel=1e-6)
 
 
-def test_a_broken_model_has_a_broken_loss() -> None:
+def test_a_model_with_nan_weights_has_a_nan_loss() -> None:
     tokenizer = byte_pairs()
     model = tiny(len(tokenizer))
     torch.nn.init.constant_(model.transformer.ln_f.weight, math.nan)
-    read = reading_protocol(tokenize_stories(tokenizer, STORIES), PACKED, CONTEXT)
+    read = scoring_windows(tokenize_stories(tokenizer, STORIES), PACKED, CONTEXT)
     assert np.isnan(score_tokens(model, read, 4)).all()
 
 
-def test_dropout_is_off_while_measuring_and_on_again_after() -> None:
+def test_dropout_is_disabled_and_restored() -> None:
     tokenizer = byte_pairs()
     model = tiny(len(tokenizer))
     model.transformer.drop.p = 0.5
-    read = reading_protocol(tokenize_stories(tokenizer, STORIES), PACKED, CONTEXT)
+    read = scoring_windows(tokenize_stories(tokenizer, STORIES), PACKED, CONTEXT)
     model.train()
     assert (score_tokens(model, read, 4) == score_tokens(model, read, 4)).all()
     assert model.training
 
 
-def test_what_stands_in_training_is_counted_apart() -> None:
+def test_stories_that_occur_in_training_are_reported_separately() -> None:
     tokenizer = byte_pairs()
     model = tiny(len(tokenizer))
     texts = list(toy_stories(12, 3))
@@ -250,7 +250,7 @@ def test_what_stands_in_training_is_counted_apart() -> None:
     assert rest.loss == pytest.approx(alone.by_story.loss, abs=1e-6)
     assert rest.tokens == alone.by_story.tokens
     assert alone.not_in_training is None
-    # The loss of all is another: the planted stories do count there.
+    # The loss of the complete split includes the stories that occur in training.
     assert found.by_story.tokens > rest.tokens
 
 
@@ -272,16 +272,16 @@ def test_loss_by_position_adds_up_and_the_interval_holds_the_loss() -> None:
         low, high = part.loss_interval
         assert low < part.loss < high
     stories = tokenize_stories(tokenizer, list(toy_stories(30, 2)))
-    read = reading_protocol(stories, PACKED, CONTEXT)
+    read = scoring_windows(stories, PACKED, CONTEXT)
     losses = score_tokens(tiny(len(tokenizer)), read, 8)
-    parts = (stories, losses, losses_by_position(read), PACKED, np.ones(30, dtype=bool))
+    parts = (stories, losses, window_positions(read), PACKED, np.ones(30, dtype=bool))
     assert summarize_losses(*parts, block=3).loss_interval == found.packed.loss_interval, (
-        "of ten blocks"
+        "ten blocks of three stories"
     )
 
 
-def test_the_interval_covers_what_it_should() -> None:
-    """Of 200 samples of known mean, about 95% of the intervals hold it."""
+def test_intervals_cover_the_mean_in_95_percent_of_samples() -> None:
+    """About 95% of the intervals of 200 samples contain the true mean."""
     from tinystories_hf.evaluation.intervals import ratio_interval
 
     generator = np.random.default_rng(0)
@@ -299,7 +299,7 @@ def test_the_interval_covers_what_it_should() -> None:
 @pytest.mark.parametrize(
     "flags", [(), ("--drop_duplicates", "true"), ("--drop_validation_overlap", "true")]
 )
-def test_a_prepared_folder_holds_the_validation_text_when_the_corpus_is_gone(
+def test_validation_stories_are_read_from_the_prepared_folder(
     tiny_arguments: Callable[..., Arguments], trained_run: Path, tmp_path: Path, flags: Any
 ) -> None:
     stories = list(toy_stories(90, 4))
@@ -326,7 +326,7 @@ def test_a_prepared_folder_holds_the_validation_text_when_the_corpus_is_gone(
     assert section["made"]["settings"]["validation"] == expected.source
 
 
-def test_a_tokenizer_without_an_end_is_refused() -> None:
+def test_a_tokenizer_without_eos_token_is_refused() -> None:
     from tinystories_hf.core.errors import UserError
 
     tokenizer = words_with_marks()
@@ -335,7 +335,7 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
         tokenize_stories(tokenizer, ["A story."])
 
 
-def test_stories_without_text_have_no_loss_for_a_byte() -> None:
+def test_empty_stories_have_no_loss_per_byte() -> None:
     from tinystories_hf.core.errors import UserError
 
     tokenizer = byte_pairs()
@@ -363,9 +363,7 @@ def test_stories_keep_their_tokens_and_bytes() -> None:
         assert size == len(story.encode())
 
 
-def test_a_measurement_that_was_stopped_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_loss_suite_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = byte_pairs()
     model = tiny(len(tokenizer))
     texts = list(toy_stories(12, 3))
@@ -393,7 +391,7 @@ def test_a_measurement_that_was_stopped_goes_on(
     assert list(scratch.parent.iterdir()) == []
     batches = len(measured)
     assert measure(None) == found
-    assert len(measured) - batches == batches - 1, "all but the one that was stopped are kept"
+    assert len(measured) - batches == batches - 1, "only the interrupted batch is computed again"
 
 
 def test_two_processes_measure_the_same_loss(trained_run: Path, tmp_path: Path) -> None:

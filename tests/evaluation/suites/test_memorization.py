@@ -44,7 +44,7 @@ def index_of(stories: Sequence[str], folder: Path) -> TrainingIndex:
 
 
 def brute_force(texts: list[list[str]], stories: list[list[str]]) -> dict[str, Any]:
-    """Answer all questions of the index by comparing everything with everything."""
+    """Return the results of all searches, by comparing every text with every story."""
     counts = {
         k: Counter(gram for story in stories for gram in kgrams(story, k)) for k in (2, 3, 4, 5)
     }
@@ -66,7 +66,7 @@ def brute_force(texts: list[list[str]], stories: list[list[str]]) -> dict[str, A
 
 
 def generations(stories: Sequence[str], count: int, seed: int) -> list[list[str]]:
-    """Return texts pieced together from runs of training words and words of nowhere."""
+    """Return texts of runs of training words and words that do not occur in training."""
     draw = random.Random(seed)
     texts = []
     for _ in range(count):
@@ -84,7 +84,7 @@ def generations(stories: Sequence[str], count: int, seed: int) -> list[list[str]
 def both_answers(
     texts: list[list[str]], stories: list[str], folder: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what the index answers, and what comparing everything with everything does."""
+    """Return the results of the index and of brute force."""
     index = index_of(stories, folder)
     split = [words_of(story) for story in stories]
     right = brute_force(texts, split)
@@ -93,7 +93,7 @@ def both_answers(
     found = {
         "counts": {k: index.counts(grams[k]) for k in grams},
         "nearest": {k: [one.precision for one in nearest[k]] for k in nearest},
-        # The story that is named has the precision that is claimed for it.
+        # The nearest story has the reported precision.
         "named": {
             k: [
                 0.0 if one.story is None else rouge_precision(text, index.story(one.story), k)
@@ -112,13 +112,13 @@ def both_answers(
     return found, expected
 
 
-def test_the_index_answers_as_brute_force_does(tmp_path: Path) -> None:
+def test_searches_equal_brute_force(tmp_path: Path) -> None:
     stories = ["", "The", *toy_stories(120, 0), "", "the the the the the the"]
     found, expected = both_answers(generations(stories, 60, 0), stories, tmp_path / "index")
     assert found == expected
 
 
-def test_the_index_answers_as_brute_force_does_on_real_text(shared: Path, tmp_path: Path) -> None:
+def test_searches_equal_brute_force_on_real_text(shared: Path, tmp_path: Path) -> None:
     source = shared / "data" / "tinystories" / "TinyStories-train.txt"
     stories = [story for _, story in zip(range(700), read_text(source), strict=False)]
     found, expected = both_answers(generations(stories, 40, 1), stories, tmp_path / "index")
@@ -136,14 +136,14 @@ def test_the_index_of_the_same_stories_is_the_same(tmp_path: Path) -> None:
     )
 
 
-def test_a_word_is_known_where_it_stands_in_training(tmp_path: Path) -> None:
+def test_the_index_contains_exactly_the_words_of_training(tmp_path: Path) -> None:
     index = index_of(["A cat sat.", "ZOË can’t"], tmp_path / "index")
     assert all(word in index for word in ("cat", "zoë", "can", "t"))
     assert "dog" not in index
     assert (index.manifest.stories, index.manifest.vocabulary) == (2, 6)
 
 
-def test_the_index_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_index_is_cached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = toy_data(tmp_path)
     first = load_training_index(data, quiet=True)
     changed = (first.folder / "words.raw").stat().st_mtime_ns
@@ -202,9 +202,7 @@ def altered(**values: object) -> Damage:
         ("manifest.json", altered(more=7)),
     ],
 )
-def test_a_damaged_index_is_refused_by_name_before_it_is_read(
-    name: str, damage: Damage, tmp_path: Path
-) -> None:
+def test_a_damaged_index_is_refused(name: str, damage: Damage, tmp_path: Path) -> None:
     index = index_of([*toy_stories(20)], tmp_path / "index")
     assert index.longest_runs([words_of("once upon a time")])[0] > 0
     damage(index.folder / name)
@@ -214,7 +212,7 @@ def test_a_damaged_index_is_refused_by_name_before_it_is_read(
         TrainingIndex(index.folder)
 
 
-def test_questions_about_nothing_have_answers(tmp_path: Path) -> None:
+def test_searches_for_empty_texts(tmp_path: Path) -> None:
     index = index_of(["", "", ""], tmp_path / "index")
     assert index.counts([]) == []
     assert index.counts([("a", "b"), ("a", "b")]) == [0, 0]
@@ -228,7 +226,7 @@ def test_questions_about_nothing_have_answers(tmp_path: Path) -> None:
 
 
 def starve(folder: Path) -> None:
-    """Ask the index with room for the question, but not for what C++ keeps of it."""
+    """Search with enough memory for the k-grams, but not for the hash table in C++."""
     index = TrainingIndex(folder)
     ids = np.zeros((2**21, 2), dtype=np.uint32)
     counts = np.zeros(len(ids), dtype=np.int64)
@@ -239,7 +237,7 @@ def starve(folder: Path) -> None:
     print("refused")
 
 
-def test_where_memory_ends_the_index_raises(tmp_path: Path) -> None:
+def test_a_search_without_enough_memory_raises(tmp_path: Path) -> None:
     index_of(["once upon a time"], tmp_path / "index")
     done = run_forked(tmp_path, starve, tmp_path / "index")
     assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
@@ -251,41 +249,41 @@ def toy_data(folder: Path, *flags: str) -> DataArguments:
     return parse_arguments([*config, *flags]).data
 
 
-def headlines(texts: list[list[str]], index: TrainingIndex) -> dict[str, int]:
+def copy_counts(texts: list[list[str]], index: TrainingIndex) -> dict[str, int]:
     completions = [" ".join(words) for words in texts]
     copies: dict[str, int] = compare(completions, ["end"] * len(texts), index)["copies"]
     return copies
 
 
-def test_each_planted_fact_moves_its_own_count_and_no_other(tmp_path: Path) -> None:
+def test_each_kind_of_copy_changes_only_its_own_count(tmp_path: Path) -> None:
     stories = list(toy_stories(300, 5))
     index = index_of(stories, tmp_path / "index")
     draw = random.Random(0)
     vocabulary = sorted({word for story in stories for word in words_of(story)})
-    # Training's own words in no order: word pairs in common with training, but no copies.
+    # Training words in random order: some word pairs occur in training, but nothing is copied.
     clean = [[draw.choice(vocabulary) for _ in range(60)] for _ in range(20)]
     nothing = {"stories": 0, "passages": 0, "pairs": 0}
-    assert headlines(clean, index) == nothing
+    assert copy_counts(clean, index) == nothing
 
     whole = words_of(stories[17])
-    assert headlines([*clean, whole], index) == {**nothing, "stories": 1}
+    assert copy_counts([*clean, whole], index) == {**nothing, "stories": 1}
     assert index.nearest([whole], 2)[0].precision == 1.0
 
     run = clean[3][:20] + words_of(stories[42])[5:25] + clean[3][20:]
-    assert headlines([*clean[:3], run, *clean[4:]], index) == {**nothing, "passages": 1}
+    assert copy_counts([*clean[:3], run, *clean[4:]], index) == {**nothing, "passages": 1}
     short = clean[3][:20] + words_of(stories[42])[5:23] + clean[3][20:]
-    assert headlines([*clean[:3], short, *clean[4:]], index) == nothing
+    assert copy_counts([*clean[:3], short, *clean[4:]], index) == nothing
 
-    assert headlines([*clean, clean[7]], index) == {**nothing, "pairs": 1}
+    assert copy_counts([*clean, clean[7]], index) == {**nothing, "pairs": 1}
 
-    # A validation story in training moves the count of the loss suite, and none of these.
+    # A validation story in training changes the count of the loss suite, and none of these.
     validation = list(toy_stories(10, 99))
     assert not occurs_in(validation, stories).any()
     assert occurs_in([*validation[:5], stories[3]], stories).sum() == 1
-    assert headlines(clean, index) == nothing
+    assert copy_counts(clean, index) == nothing
 
 
-def test_the_measures_follow_what_is_planted(tmp_path: Path) -> None:
+def test_statistics_change_with_planted_copies(tmp_path: Path) -> None:
     stories = list(toy_stories(100, 6))
     index = index_of(stories, tmp_path / "index")
     completions, endings = list(toy_stories(10, 77)), list(toy_stories(10, 78))

@@ -39,7 +39,7 @@ def test_words_are_runs_of_letters_and_digits_in_lower_case() -> None:
     assert words_of("Don’t! Zoë has_2 cats.") == ["don", "t", "zoë", "has", "2", "cats"]
 
 
-def test_the_measures_are_what_they_are_by_hand() -> None:
+def test_ngram_metrics_equal_values_by_hand() -> None:
     one, other = words_of("a b c d a b"), words_of("a b x")
     assert rouge_precision(one, other, 2) == pytest.approx(1 / 4)  # ab bc cd da: ab
     assert rouge_precision(other, one, 2) == pytest.approx(1 / 2)
@@ -49,27 +49,27 @@ def test_the_measures_are_what_they_are_by_hand() -> None:
     assert rouge_precision([], one, 2) == rouge_f([], [], 2) == distinct([], 1) == 0.0
 
 
-def test_bleu_is_what_it_is_by_hand() -> None:
+def test_bleu_equals_values_by_hand() -> None:
     text, reference = words_of("the cat sat on the mat"), words_of("the cat sat on a mat")
     assert bleu(text, [text]) == pytest.approx(1.0)
-    # 5 of 6 words, 3 of 5 pairs, 2 of 4 triples, 1 of 3 fours; the same length.
+    # 5 of 6 words, 3 of 5 bigrams, 2 of 4 trigrams, 1 of 3 4-grams; the same length.
     assert bleu(text, [reference]) == pytest.approx((5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25)
-    # Half as long as its reference: a brevity penalty of exp(1 - 12 / 6).
+    # Half the length of its reference: a brevity penalty of exp(1 - 12 / 6).
     assert bleu(text, [text + text]) == pytest.approx(math.exp(-1))
     assert self_bleu([text, text]) == pytest.approx([1.0, 1.0])
     assert bleu([], [text]) == 0.0
 
 
-def told(prompt: int, completion: int, text: str, ended: bool = True) -> dict[str, Any]:
+def record(prompt: int, completion: int, text: str, ended: bool = True) -> dict[str, Any]:
     return {"prompt": prompt, "completion": completion, "text": text, "ended": ended}
 
 
-def test_counts_of_stories_are_those_of_their_texts() -> None:
+def test_story_statistics_equal_values_by_hand() -> None:
     stories = [
-        told(0, 0, "The cat sat on the mat."),
-        told(0, 1, "The cat sat on the mat.", ended=False),
-        told(1, 0, "A zorgle ran."),
-        told(1, 1, "Dogs bark."),
+        record(0, 0, "The cat sat on the mat."),
+        record(0, 1, "The cat sat on the mat.", ended=False),
+        record(1, 0, "A zorgle ran."),
+        record(1, 1, "Dogs bark."),
     ]
     found = story_statistics(stories, set(words_of("the cat sat on mat a ran dogs bark")))
     assert found["words"]["mean"] == pytest.approx((6 + 6 + 3 + 2) / 4)
@@ -81,21 +81,21 @@ def test_counts_of_stories_are_those_of_their_texts() -> None:
     assert found["ended"]["count"] == 4
 
 
-def test_a_duplicate_moves_self_bleu_and_a_repetition_its_own_count() -> None:
+def test_duplicates_change_self_bleu_and_loops_change_repetition() -> None:
     texts = ["One fine day a frog sang.", "The moon was big and white.", "We ate a pie at noon."]
-    plain = story_statistics([told(0, at, text) for at, text in enumerate(texts)], set())
+    plain = story_statistics([record(0, at, text) for at, text in enumerate(texts)], set())
     twice = story_statistics(
-        [told(0, at, text) for at, text in enumerate([*texts[:2], texts[1]])], set()
+        [record(0, at, text) for at, text in enumerate([*texts[:2], texts[1]])], set()
     )
     assert twice["self_bleu"]["mean"] > plain["self_bleu"]["mean"] + 0.3
     assert twice["repetition"]["mean"] == plain["repetition"]["mean"] == 0
     looped = [*texts[:2], "We ate a pie we ate a pie we ate a pie."]
-    again = story_statistics([told(0, at, text) for at, text in enumerate(looped)], set())
+    again = story_statistics([record(0, at, text) for at, text in enumerate(looped)], set())
     assert again["repetition"]["mean"] > 0.1
     assert again["self_bleu"]["mean"] < 0.3
 
 
-def test_stories_go_on_where_they_stopped_and_are_the_same(
+def test_interrupted_generation_resumes_with_the_same_stories(
     trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bars = Bars()
@@ -109,7 +109,7 @@ def test_stories_go_on_where_they_stopped_and_are_the_same(
     cut.parent.mkdir()
     cut.write_bytes(b"".join(lines[:80]) + lines[80][:25])  # killed in the middle of a line
     again = story_records(subject, prompts, tmp_path / "cut", seed=1, quiet=True)
-    assert bars.have_ended(2), "what was there before counts once"
+    assert bars.have_ended(2), "stories from before the interruption count once"
     key = lambda record: (record["prompt"], record["completion"])  # noqa: E731
     assert sorted(again.records, key=key) == sorted(whole.records, key=key)
     assert [json.loads(line) for line in cut.read_text().splitlines()][1:] == again.records
@@ -117,7 +117,7 @@ def test_stories_go_on_where_they_stopped_and_are_the_same(
     assert [r["text"] for r in other.records] != [r["text"] for r in whole.records]
 
 
-def test_records_of_something_else_are_not_touched(tmp_path: Path) -> None:
+def test_records_of_other_settings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "made.jsonl"
     RecordFile(path, {"seed": 1}).append([{"a": 1}])
     before = path.read_bytes()
@@ -133,7 +133,7 @@ def test_records_of_something_else_are_not_touched(tmp_path: Path) -> None:
     assert RecordFile(path, {"seed": 1}).records == []
 
 
-def test_prompts_that_cannot_be_read_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_unreadable_prompts_are_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "prompts.yaml"
     for content in (b"- a: [\n", b'- "h\xe9"\n'):
         path.write_bytes(content)
@@ -142,7 +142,7 @@ def test_prompts_that_cannot_be_read_are_refused_in_one_line(tmp_path: Path) -> 
         assert "\n" not in str(refused.value)
 
 
-def test_beginnings_come_from_a_file_the_dataset_or_our_own_set(
+def test_prompts_are_read_from_a_file_the_dataset_or_the_package(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = parse_arguments(["--dataset", str(tmp_path)]).data
@@ -158,7 +158,7 @@ def test_beginnings_come_from_a_file_the_dataset_or_our_own_set(
         load_prompts(data, mine)
 
 
-def test_the_authors_have_44_beginnings(shared: Path) -> None:
+def test_the_authors_file_has_44_prompts(shared: Path) -> None:
     data = parse_arguments(["--dataset", str(shared / "data" / "tinystories")]).data
     assert len(load_prompts(data).texts) == 44
 
@@ -189,7 +189,7 @@ TEXTS = ["The cat sat on the mat.", "The cat ran away and the cat ran away."]
         ),
     ],
 )
-def test_each_metric_of_evaluate_gives_the_number(
+def test_each_metric_computes_its_value(
     metric: type[evaluate.Metric], inputs: dict[str, Any], right: dict[str, float]
 ) -> None:
     found = metric().compute(**inputs)
@@ -208,7 +208,7 @@ def test_the_suites_compute_their_numbers_with_the_metrics(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each suite changes with its metric; the mean of a metric is that of its values."""
-    stories = [told(0, at, text) for at, text in enumerate(TEXTS)]
+    stories = [record(0, at, text) for at, text in enumerate(TEXTS)]
     expected = {
         key: value
         for metric in (metrics.Distinct, metrics.Repetition, metrics.SelfBleu)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tinystories_hf.evaluation.intervals import Interval, ratio_interval
 from tinystories_hf.evaluation.suites.loss import score_tokens
-from tinystories_hf.evaluation.validation import Reading, encode
+from tinystories_hf.evaluation.validation import ScoringWindows, encode
 
 ITEMS = Path(__file__).with_name("cloze.yaml")
 PROTOCOL = (
@@ -156,8 +156,10 @@ def model_scores(
             targets += ids
             last = len(inputs)
             windows.append((max(start, last - context_length), last, start + shared))
-    read = Reading(*(np.array(part, dtype=np.int64) for part in (inputs, targets, windows)))
-    losses = score_tokens(model, read, batch_size, "cloze", quiet=quiet)
+    scored = ScoringWindows(
+        *(np.array(part, dtype=np.int64) for part in (inputs, targets, windows))
+    )
+    losses = score_tokens(model, scored, batch_size, "cloze", quiet=quiet)
     likelihoods = iter(-losses[first:last].sum() for _, last, first in windows)
     return [[float(next(likelihoods)) for _ in item.answers] for item in items], cut
 

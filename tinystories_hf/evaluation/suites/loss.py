@@ -28,10 +28,10 @@ from tinystories_hf.evaluation.intervals import Interval, block_length, ratio_in
 from tinystories_hf.evaluation.validation import (
     PACKED,
     PROTOCOLS,
-    Reading,
+    ScoringWindows,
     TokenizedStories,
     Validation,
-    reading_protocol,
+    scoring_windows,
     tokenize_stories,
 )
 from tinystories_hf.model.modeling import GPTNeoForCausalLM
@@ -118,24 +118,26 @@ def split_loss(
     known = validation.in_training
     everything = np.ones(len(validation.texts), dtype=bool)
     fresh = everything if known is None else ~known
-    whole, rest = {}, {}
+    complete, rest = {}, {}
     blocks = {PACKED: block_length(len(stories.starts), len(stories.ids), context_length)}
     for protocol in PROTOCOLS:
-        read = reading_protocol(stories, protocol, context_length)
+        scored = scoring_windows(stories, protocol, context_length)
         losses = score_tokens(
-            model, read, batch_size, f"loss, {protocol}", scratch=scratch, quiet=quiet
+            model, scored, batch_size, f"loss, {protocol}", scratch=scratch, quiet=quiet
         )
-        places = losses_by_position(read)
+        positions = window_positions(scored)
         block = blocks.get(protocol, 1)
-        whole[protocol] = summarize_losses(stories, losses, places, protocol, everything, block)
+        complete[protocol] = summarize_losses(
+            stories, losses, positions, protocol, everything, block
+        )
         if not fresh.all() and stories.bytes[fresh].any():
-            rest[protocol] = summarize_losses(stories, losses, places, protocol, fresh, block)
+            rest[protocol] = summarize_losses(stories, losses, positions, protocol, fresh, block)
     if scratch is not None:
         for path in scratch.parent.glob(f"{scratch.name}-*-{_rank()}.npy"):
             path.unlink()
     return SplitLoss(
-        packed=whole["packed"],
-        by_story=whole["by_story"],
+        packed=complete["packed"],
+        by_story=complete["by_story"],
         stories=len(fresh),
         in_training=None if known is None else int(known.sum()),
         not_in_training=rest or None,
@@ -144,7 +146,7 @@ def split_loss(
 
 def score_tokens(
     model: PreTrainedModel,
-    read: Reading,
+    scored: ScoringWindows,
     batch_size: int,
     what: str = "loss",
     *,
@@ -153,20 +155,20 @@ def score_tokens(
 ) -> Losses:
     """Return the negative log-likelihood of every target in nats, (tokens,)."""
     state = PartialState()
-    losses = _open_losses(read, batch_size, scratch)
-    lengths = read.windows[:, 1] - read.windows[:, 0]
+    losses = _open_losses(scored, batch_size, scratch)
+    lengths = scored.windows[:, 1] - scored.windows[:, 0]
     order = np.argsort(-lengths, kind="stable")  # batches of similar length
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     training = model.training
     model.eval()
     hidden = True if quiet or not is_main_process() else None  # None: shown on a terminal
     own = batches[state.process_index :: state.num_processes]
-    tokens = [int((read.windows[batch, 1] - read.windows[batch, 2]).sum()) for batch in own]
+    tokens = [int((scored.windows[batch, 1] - scored.windows[batch, 2]).sum()) for batch in own]
     with tqdm(total=sum(tokens), unit=" tokens", unit_scale=True, desc=what, disable=hidden) as bar:
         for batch, count in zip(own, tokens, strict=True):
-            windows = read.windows[batch]
+            windows = scored.windows[batch]
             if (losses[windows[:, 2]] == _UNKNOWN).any():
-                found = _window_losses(model, read, windows)
+                found = _window_losses(model, scored, windows)
                 for (begin, end, counted), row in zip(windows.tolist(), found, strict=True):
                     losses[counted:end] = row[counted - begin : end - begin]
             bar.update(count)
@@ -175,12 +177,12 @@ def score_tokens(
     return mine if state.num_processes == 1 else np.max(gather_object([mine]), axis=0)
 
 
-def _open_losses(read: Reading, batch_size: int, scratch: Path | None) -> Losses:
+def _open_losses(scored: ScoringWindows, batch_size: int, scratch: Path | None) -> Losses:
     """Return the losses computed so far, (tokens,), memory-mapped if `scratch` is given."""
-    shape = (len(read.targets),)
+    shape = (len(scored.targets),)
     if scratch is None:
         return np.full(shape, _UNKNOWN)
-    parts = (read.inputs, read.targets, read.windows, np.array([batch_size]))
+    parts = (scored.inputs, scored.targets, scored.windows, np.array([batch_size]))
     digest = hashlib.blake2b(b"".join(part.tobytes() for part in parts), digest_size=8).hexdigest()
     path = scratch.with_name(f"{scratch.name}-{digest}-{_rank()}.npy")
     if not path.exists():
@@ -199,7 +201,9 @@ def _rank() -> str:
 
 @torch.inference_mode()
 @full_precision()
-def _window_losses(model: PreTrainedModel, read: Reading, windows: np.ndarray[Any, Any]) -> Losses:
+def _window_losses(
+    model: PreTrainedModel, scored: ScoringWindows, windows: np.ndarray[Any, Any]
+) -> Losses:
     """Return the losses of windows, (windows, longest); those beyond a window are invalid.
 
     Shorter windows are padded at the end, which does not affect the positions before it.
@@ -207,8 +211,8 @@ def _window_losses(model: PreTrainedModel, read: Reading, windows: np.ndarray[An
     width = int((windows[:, 1] - windows[:, 0]).max())
     inputs, targets = (torch.zeros(len(windows), width, dtype=torch.long) for _ in range(2))
     for row, (begin, end, _) in enumerate(windows.tolist()):
-        inputs[row, : end - begin] = torch.from_numpy(read.inputs[begin:end])
-        targets[row, : end - begin] = torch.from_numpy(read.targets[begin:end])
+        inputs[row, : end - begin] = torch.from_numpy(scored.inputs[begin:end])
+        targets[row, : end - begin] = torch.from_numpy(scored.targets[begin:end])
     inputs, targets = inputs.to(model.device), targets.to(model.device)
     if isinstance(model, GPTNeoForCausalLM):
         return model.token_losses(inputs, targets).double().cpu().numpy()
@@ -221,18 +225,18 @@ def _window_losses(model: PreTrainedModel, read: Reading, windows: np.ndarray[An
     return torch.cat(found).double().cpu().numpy()
 
 
-def losses_by_position(read: Reading) -> np.ndarray[Any, Any]:
+def window_positions(scored: ScoringWindows) -> np.ndarray[Any, Any]:
     """Return the position of each token in the window in which it is scored, (tokens,)."""
-    places = np.empty(len(read.targets), dtype=np.int64)
-    for begin, end, counted in read.windows.tolist():
-        places[counted:end] = np.arange(counted - begin, end - begin)
-    return places
+    positions = np.empty(len(scored.targets), dtype=np.int64)
+    for begin, end, counted in scored.windows.tolist():
+        positions[counted:end] = np.arange(counted - begin, end - begin)
+    return positions
 
 
 def summarize_losses(
     stories: TokenizedStories,
     losses: Losses,
-    places: np.ndarray[Any, Any],
+    positions: np.ndarray[Any, Any],
     protocol: str,
     chosen: np.ndarray[Any, np.dtype[np.bool_]],
     block: int = 1,
@@ -252,7 +256,7 @@ def summarize_losses(
         stories=len(nats),
         tokens=int(tokens.sum()),
         bytes=int(text_bytes.sum()),
-        by_position=_by_position(losses[counted], places[counted]),
+        by_position=_by_position(losses[counted], positions[counted]),
     )
 
 
@@ -261,9 +265,9 @@ def bits_per_byte(nats: Losses, text_bytes: np.ndarray[Any, Any]) -> float:
     return float((nats / math.log(2)).sum() / text_bytes.sum())
 
 
-def _by_position(losses: Losses, places: np.ndarray[Any, Any]) -> list[PositionLoss]:
+def _by_position(losses: Losses, positions: np.ndarray[Any, Any]) -> list[PositionLoss]:
     """Return the mean loss at positions 0, 1, 2 to 3, 4 to 7 and so on."""
-    bins = np.ceil(np.log2(places + 1)).astype(np.int64)
+    bins = np.ceil(np.log2(positions + 1)).astype(np.int64)
     sums, counts = np.bincount(bins, weights=losses), np.bincount(bins)
     return [
         PositionLoss(

@@ -148,8 +148,8 @@ class Automaton {
       states_[fresh].link = 0;
     } else {
       const int32_t to = *find(states_[at], word);
-      const bool whole = states_[to].length == states_[at].length + 1;
-      const int32_t link = whole ? to : split(at, word, to);
+      const bool contiguous = states_[to].length == states_[at].length + 1;
+      const int32_t link = contiguous ? to : split(at, word, to);
       states_[fresh].link = link;
     }
     return fresh;
