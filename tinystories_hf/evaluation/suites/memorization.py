@@ -22,7 +22,7 @@ from tinystories_hf.data.corpus import open_corpus
 from tinystories_hf.evaluation.intervals import clustered_mean
 from tinystories_hf.evaluation.records import Record, RecordFile
 from tinystories_hf.evaluation.subject import EvaluatedModel, identity
-from tinystories_hf.evaluation.suites.ngrams import Words, kgrams, words_of
+from tinystories_hf.evaluation.suites.ngrams import Words, f_measure, kgrams, words_of
 from tinystories_hf.evaluation.suites.stories import generate_completions
 from tinystories_hf.evaluation.suites.training_index import TrainingIndex
 from tinystories_hf.evaluation.validation import encode
@@ -205,7 +205,5 @@ def _pairwise_rouge_f(texts: Sequence[Words]) -> np.ndarray[Any, np.dtype[np.flo
     pairs = [set(kgrams(words, 2)) for words in texts]
     for one in range(len(texts)):
         for other in range(one):
-            total = len(pairs[one]) + len(pairs[other])
-            if total:
-                found[one, other] = 2 * len(pairs[one] & pairs[other]) / total
+            found[one, other] = f_measure(pairs[one], pairs[other])
     return found + found.T

@@ -36,9 +36,14 @@ def rouge_precision(text: Words, reference: Words, k: int) -> float:
 
 
 def rouge_f(one: Words, other: Words, k: int) -> float:
-    """Return the harmonic mean of the two precisions."""
-    a, b = rouge_precision(one, other, k), rouge_precision(other, one, k)
-    return 2 * a * b / (a + b) if a + b else 0.0
+    """Return the Rouge-k f-measure, the harmonic mean of the precisions in both directions."""
+    return f_measure(set(kgrams(one, k)), set(kgrams(other, k)))
+
+
+def f_measure(one: set[KGram], other: set[KGram]) -> float:
+    """Return the Rouge f-measure of two sets of k-grams; 0 if both are empty."""
+    total = len(one) + len(other)
+    return 2 * len(one & other) / total if total else 0.0
 
 
 def distinct(texts: Sequence[Words], k: int) -> float:
