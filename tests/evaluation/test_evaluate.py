@@ -20,7 +20,7 @@ from tinystories_hf.evaluation.arguments import EvaluationArguments, parse_evalu
 from tinystories_hf.evaluation.evaluate import results_folder
 from tinystories_hf.evaluation.report.paper import FIGURE_4, paper_bits_per_byte, paper_row
 from tinystories_hf.evaluation.report.report import render_report, write_report
-from tinystories_hf.evaluation.results import check, read_results, schema
+from tinystories_hf.evaluation.results import read_results, schema, validate_results
 from tinystories_hf.model.modeling import GPTNeoForCausalLM
 
 # Enough for a complete toy story.
@@ -168,7 +168,7 @@ def test_a_trained_model_is_better_than_an_untrained_one(evaluated: Path, tmp_pa
 
 def test_results_that_do_not_match_the_schema_are_refused(evaluated: Path) -> None:
     results = results_in(evaluated / "run")
-    check(results)
+    validate_results(results)
     changes: tuple[Callable[[Any], Any], ...] = (
         lambda r: r["loss"].pop("packed"),
         lambda r: r["loss"]["packed"].update(loss="1.0"),
@@ -180,7 +180,7 @@ def test_results_that_do_not_match_the_schema_are_refused(evaluated: Path) -> No
         changed = json.loads(json.dumps(results))
         change(changed)
         with pytest.raises(UserError, match="does not match the schema"):
-            check(changed)
+            validate_results(changed)
 
 
 RECORDED = sorted((ROOT / "docs" / "results").rglob("*eval_results.json"))

@@ -27,7 +27,7 @@ def schema() -> Results:
     return content
 
 
-def check(results: Results) -> None:
+def validate_results(results: Results) -> None:
     """Validate results against the schema.
 
     Raises:
@@ -53,7 +53,7 @@ def read_results(path: Path) -> Results:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"eval_results: cannot read {path}: {error}") from None
-    check(content)
+    validate_results(content)
     results: Results = content
     return results
 
@@ -84,6 +84,6 @@ def results_of(folder: Path, facts: ModelFacts) -> Results:
 def write_results(folder: Path, results: Results) -> None:
     """Validate results and write them, with the suites in their usual order."""
     ordered = {key: results[key] for key in ("schema_version", "model", *SUITES) if key in results}
-    check(json.loads(json.dumps(ordered)))
+    validate_results(json.loads(json.dumps(ordered)))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / EVAL_RESULTS, ordered)

@@ -182,7 +182,7 @@ def _draw_frequencies(axes: Any, results: Sequence[Results]) -> None:
             label = f"{model['model']['name']}, {k}-grams"
             axes.plot(powers, shares, style, color=color, label=label, marker=".")
     axes.set(
-        title="how often generated k-grams occur in training (-1: never)",
+        title="how often k-grams occur in training (-1: never)",
         ylabel="share of k-grams",
         xlabel="log10 of the count in training",
     )
