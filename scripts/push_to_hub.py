@@ -39,10 +39,9 @@ def push_run(request: PushRequest) -> None:
 def push_page(request: SpaceRequest) -> None:
     """Publish a page as a Space, or show what would be published."""
     from tinystories_hf.hub import space
-    from tinystories_hf.hub.repository import Repository
 
-    wanted = Repository(
-        request.space, private=request.private, overwrite=request.overwrite, repo_type="space"
+    wanted = space.SpaceRepository(
+        request.space, private=request.private, overwrite=request.overwrite
     )
     if request.dry_run:
         print(space.describe_space(request.site, wanted))

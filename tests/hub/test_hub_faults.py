@@ -14,8 +14,7 @@ from tinystories_hf.core.console import script_command
 from tinystories_hf.core.errors import RunError
 from tinystories_hf.hub import publish as publishing
 from tinystories_hf.hub.client import Patience
-from tinystories_hf.hub.publish import publish
-from tinystories_hf.hub.repository import Repository
+from tinystories_hf.hub.publish import RunRepository, publish
 
 WHATS = ("429", "429=3", "500", "502", "503", "drop=100", "drop=0", "lost", "slow=1")
 REQUESTS = ("validate", "preupload", "lfs-batch", "lfs-upload", "lfs-verify", "commit", "refs")
@@ -28,7 +27,7 @@ def publish_until_it_succeeds(mine: LoopbackHub, run_dir: Path, pushes: int = 4)
     for number in range(1, pushes + 1):
         said = ""
         try:
-            publish(run_dir, Repository(REPO))
+            publish(run_dir, RunRepository(REPO))
         except RunError as error:
             said = str(error)
         there = published(mine) if ("models", REPO) in mine.repositories else {}
@@ -82,9 +81,9 @@ def test_what_does_not_pass_is_not_tried_again(
 ) -> None:
     mine.faults = [Fault("commit", status=status)]
     with pytest.raises(RunError, match="is complete but not published"):
-        publish(run_dir, Repository(REPO))
+        publish(run_dir, RunRepository(REPO))
     assert client == []
-    publish(run_dir, Repository(REPO))
+    publish(run_dir, RunRepository(REPO))
     assert published(mine) == on_disk(run_dir)
 
 
@@ -94,12 +93,12 @@ def test_a_hub_that_is_gone_is_told_and_the_retry_publishes(
     mine.stop()
     before = on_disk(run_dir)
     with pytest.raises(RunError, match=r"could not reach http://127\.0\.0\.1") as caught:
-        publish(run_dir, Repository(REPO))
+        publish(run_dir, RunRepository(REPO))
     assert "\n" not in str(caught.value)
     assert 10 < sum(client) < 300, "it did try for a while"
     assert {name for name in before if before[name] != on_disk(run_dir)[name]} <= {"README.md"}
     mine.start()
-    publish(run_dir, Repository(REPO))
+    publish(run_dir, RunRepository(REPO))
     assert published(mine) == on_disk(run_dir)
 
 
@@ -108,5 +107,5 @@ def test_a_hub_that_asks_for_too_long_a_wait_is_not_waited_for(
 ) -> None:
     mine.faults = [Fault("commit", status=429, retry_after=3600)]
     with pytest.raises(RunError, match="429"):
-        publish(run_dir, Repository(REPO))
+        publish(run_dir, RunRepository(REPO))
     assert client == []

@@ -27,8 +27,7 @@ from tinystories_hf.core.errors import RunError, UserError
 from tinystories_hf.core.run_record import read_record
 from tinystories_hf.hub import publish as publishing
 from tinystories_hf.hub.arguments import parse_push_arguments
-from tinystories_hf.hub.publish import check_repository, publish, staged_files
-from tinystories_hf.hub.repository import Repository
+from tinystories_hf.hub.publish import RunRepository, check_repository, publish, staged_files
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -159,14 +158,14 @@ def test_the_published_card_states_the_results_and_its_code_runs(
 def test_pushing_again_uploads_only_what_differs(
     mine: LoopbackHub, client: list[float], run_dir: Path
 ) -> None:
-    publish(run_dir, Repository(REPO))
+    publish(run_dir, RunRepository(REPO))
     assert len(mine.uploads) == len(staged_files(run_dir))
     mine.uploads.clear()
-    publish(run_dir, Repository(REPO))
+    publish(run_dir, RunRepository(REPO))
     assert mine.uploads == []
     assert len(mine.repositories["models", REPO].history("main")) == 2
     (run_dir / "samples.md").write_text("# Samples\n\n## Step 20\n\n> **Once** there was.\n")
-    publish(run_dir, Repository(REPO))
+    publish(run_dir, RunRepository(REPO))
     assert sorted(mine.uploads) == ["README.md", "samples.md"]
     assert published(mine) == on_disk(run_dir)
 
@@ -175,7 +174,7 @@ def test_a_checkpoint_that_could_not_be_published_waits_for_the_next_push(
     mine: LoopbackHub, client: list[float], run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine.faults = [Fault("branch", status=403)]
-    repository = Repository(REPO)
+    repository = RunRepository(REPO)
     publishing.publish_checkpoint(run_dir / "checkpoint-10", run_dir, repository, 10)
     assert "step-10 is not yet published" in capsys.readouterr().err
     shutil.rmtree(run_dir / "checkpoint-10")  # as retention does
@@ -190,9 +189,9 @@ def test_a_repository_with_something_else_is_replaced_only_when_asked(
     other = {"pytorch_model.bin": b"old", "config.json": b"{}"}
     mine.repositories["models", REPO] = StoredRepository(other)
     with pytest.raises(RunError, match=r"already has other content \(config.json, pytorch"):
-        publish(run_dir, Repository(REPO))
+        publish(run_dir, RunRepository(REPO))
     assert published(mine) == other
-    publish(run_dir, Repository(REPO, overwrite=True))
+    publish(run_dir, RunRepository(REPO, overwrite=True))
     assert published(mine) == on_disk(run_dir)
 
 
@@ -201,11 +200,11 @@ def test_a_run_may_go_on_in_its_own_repository_and_in_no_other(
 ) -> None:
     wanted = HubArguments(push_to_hub=True, hub_model_id="tiny")
     assert check_repository(wanted, run_dir, None).repo_id == REPO
-    publish(run_dir, Repository(REPO))
+    publish(run_dir, RunRepository(REPO))
     (run_dir.parent / "notes").mkdir()
     mine.repositories["models", REPO].add("main", {**published(mine), "mine.txt": b"kept"})
     check_repository(wanted, run_dir, read_record(run_dir).run_id)
-    publish(run_dir, Repository(REPO))
+    publish(run_dir, RunRepository(REPO))
     assert published(mine)["mine.txt"] == b"kept", "what the user added by hand stays"
     with pytest.raises(UserError, match="already has other content"):
         check_repository(wanted, run_dir, None)
@@ -226,7 +225,7 @@ def test_a_branch_holds_the_run_alone(
 ) -> None:
     mine.repositories["models", REPO] = StoredRepository({".gitattributes": b""})
     mine.repositories["models", REPO].add("main", {"other.bin": b"other"})
-    publish(run_dir, Repository(REPO, revision="v1"))
+    publish(run_dir, RunRepository(REPO, revision="v1"))
     assert published(mine, "v1") == on_disk(run_dir)
     assert published(mine) == {"other.bin": b"other"}
 
@@ -238,15 +237,15 @@ def test_an_exported_run_takes_its_onnx_files_along_and_leaves_none_of_other_wei
     mine: LoopbackHub, client: list[float], run_dir: Path
 ) -> None:
     write_export(run_dir)
-    publishing.publish_checkpoint(run_dir / "checkpoint-10", run_dir, Repository(REPO), 10)
-    publish(run_dir, Repository(REPO))
+    publishing.publish_checkpoint(run_dir / "checkpoint-10", run_dir, RunRepository(REPO), 10)
+    publish(run_dir, RunRepository(REPO))
     assert published(mine) == on_disk(run_dir)
     assert set(published(mine)) >= ONNX
     assert "model.safetensors" in published(mine, "step-10")
     assert not [name for name in published(mine, "step-10") if name.startswith("onnx")]
     mine.repositories["models", REPO].add("main", {**published(mine), "onnx/mine.txt": b"kept"})
     shutil.rmtree(run_dir / "onnx")
-    publish(run_dir, Repository(REPO))
+    publish(run_dir, RunRepository(REPO))
     assert published(mine) == {**on_disk(run_dir), "onnx/mine.txt": b"kept"}
 
 
@@ -261,7 +260,7 @@ def test_an_export_that_is_not_of_the_weights_is_refused_before_the_hub_is_asked
         publishing.check_finished_run(run_dir)
     assert f"scripts/export_onnx.py --model {run_dir}" in str(caught.value)
     with pytest.raises(RunError, match=r"complete but not published .*export_onnx.* to publish it"):
-        publish(run_dir, Repository(REPO))
+        publish(run_dir, RunRepository(REPO))
     assert mine.requests == []
 
 
@@ -280,10 +279,10 @@ def test_an_unfinished_run_is_not_published(
     record["sessions"][-1]["status"] = "running"
     (run_dir / "run.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="is not finished"):
-        publish(run_dir, Repository(REPO))
+        publish(run_dir, RunRepository(REPO))
     (run_dir / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"lacks model\.safetensors"):
-        publish(run_dir, Repository(REPO))
+        publish(run_dir, RunRepository(REPO))
 
 
 def test_a_file_that_holds_the_token_is_refused(
@@ -291,7 +290,7 @@ def test_a_file_that_holds_the_token_is_refused(
 ) -> None:
     (run_dir / "samples.md").write_text(f"# Samples\n\n## Step 20\n\n> **Once** {TOKEN}\n")
     with pytest.raises(RunError, match="contains your Hub token") as caught:
-        publish(run_dir, Repository(REPO))
+        publish(run_dir, RunRepository(REPO))
     assert TOKEN not in str(caught.value)
     assert not [content for content in everything(mine) if TOKEN.encode() in content]
 
@@ -399,7 +398,7 @@ def test_a_run_whose_push_fails_is_whole_and_names_the_command_that_publishes_it
     assert read_record(run_dir).sessions[-1].status == "finished"
     assert published(mine) == {}
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert "run is complete but not published to me/tiny: the Hub token may not write" in line
+    assert "run is complete but not published to me/tiny: the Hub token has no write access" in line
     _, path, *words = line.partition("to publish it: ")[2].split()
     again = run_script(Path(path).name, *words, **extra)
     assert again.returncode == 0, again.stderr

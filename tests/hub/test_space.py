@@ -16,12 +16,16 @@ from tests.support.loopback_state import STATIC_SPACE, Account, Fault, StoredRep
 from tests.support.publishing import TOKEN, everything
 from tinystories_hf.core.errors import RunError, UserError
 from tinystories_hf.hub.arguments import parse_push_arguments
-from tinystories_hf.hub.repository import Repository
-from tinystories_hf.hub.space import check_space_repository, page_files, publish_space
+from tinystories_hf.hub.space import (
+    SpaceRepository,
+    check_space_repository,
+    page_files,
+    publish_space,
+)
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SPACE = "me/demo"
-WANTED = Repository(SPACE, repo_type="space")
+WANTED = SpaceRepository(SPACE, repo_type="space")
 GRAPH = "models/xs/onnx/model_quantized.onnx"
 
 
@@ -53,14 +57,14 @@ def in_the_space(hub: LoopbackHub) -> dict[str, bytes]:
     return {name: content for name, content in files.items() if name != ".gitattributes"}
 
 
-def push(site: Path, wanted: Repository = WANTED) -> str:
+def push(site: Path, wanted: SpaceRepository = WANTED) -> str:
     return publish_space(site, check_space_repository(site, wanted))
 
 
 def test_a_space_is_the_folder_of_the_page_and_any_page_may_read_it(
     mine: LoopbackHub, client: list[float], site: Path
 ) -> None:
-    assert push(site, Repository("demo", repo_type="space")) == f"{mine.url}/spaces/{SPACE}"
+    assert push(site, SpaceRepository("demo", repo_type="space")) == f"{mine.url}/spaces/{SPACE}"
     assert in_the_space(mine) == on_disk(site)
     assert GRAPH in in_the_space(mine)
     assert "style.css" not in in_the_space(mine), "what the Hub put there goes"
@@ -115,7 +119,7 @@ def test_a_space_with_something_else_is_replaced_only_when_asked(
         publish_space(site, WANTED)
     assert in_the_space(mine) == OTHERS[case]
     assert mine.uploads == []
-    push(site, Repository(SPACE, overwrite=True, repo_type="space"))
+    push(site, SpaceRepository(SPACE, overwrite=True, repo_type="space"))
     assert in_the_space(mine) == on_disk(site)
 
 
@@ -144,7 +148,7 @@ def test_a_page_that_could_not_be_published_is_refused_before_its_space_is_made(
     monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(UserError, match=message):
-        check_space_repository(site, Repository(name, repo_type="space"))
+        check_space_repository(site, SpaceRepository(name, repo_type="space"))
     assert not mine.repositories
     assert mine.uploads == []
 
@@ -191,7 +195,7 @@ def test_a_push_that_fails_names_the_command_that_publishes_the_page(
     done = run_script("push_to_hub.py", *flags, **extra)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
-    assert "site is not published to me/demo: the Hub token may not write to me/demo" in line
+    assert "site is not published to me/demo: the Hub token has no write access to me/demo" in line
     assert in_the_space(mine) == STATIC_SPACE
     _, path, *words = line.partition("to publish it: ")[2].split()
     assert words[-3:] == ["--space", SPACE, "--private"]

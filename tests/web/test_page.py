@@ -131,7 +131,7 @@ def test_a_package_that_npm_cannot_get_is_one_sentence(
     monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9/")
     monkeypatch.setenv("npm_config_fetch_retries", "0")
     monkeypatch.setenv("npm_config_cache", str(tmp_path / "npm"))
-    says = r"npm could not get @huggingface/transformers@[\d.]+: npm error code ECONNREFUSED; build"
+    says = r"npm could not download @huggingface/transformers@[\d.]+: npm error code ECONNREFUSED"
     with pytest.raises(UserError, match=says):
         build_page({"run": exported_run}, tmp_path / "site")
     assert not (tmp_path / "site").exists()

@@ -28,8 +28,7 @@ from tests.support.page_browser import (
     require_libraries,
     served,
 )
-from tinystories_hf.hub.publish import publish
-from tinystories_hf.hub.repository import Repository, open_repository
+from tinystories_hf.hub.publish import RunRepository, publish
 from tinystories_hf.model.modeling import GPTNeoForCausalLM
 from tinystories_hf.web import onnx_export
 from tinystories_hf.web.page import build_page
@@ -241,7 +240,7 @@ def test_an_endless_beginning_is_cut_from_the_left_and_said(reader: Reader) -> N
     reader.slide("#length", 16)
     reader.generate("He ran and ran and ran. " * 40_000 + "Then he")
     figures = reader.page.inner_text(".figures")
-    assert "longer than this model reads; only its last 496 tokens count" in figures
+    assert "does not fit the context; only its last 496 tokens are used" in figures
     assert reader.problem() == ""
     assert reader.words() > 0
     reader.generate(PROMPT)
@@ -370,8 +369,7 @@ def test_a_published_model_tells_in_transformers_js_by_its_name(
     mine: LoopbackHub, client: list[float], reader: Reader, exported_run: Path
 ) -> None:
     """What stands in docs/page.md, with a Hub on loopback in the place of the real one."""
-    repository = open_repository(Repository("me/tiny"), lambda *_: None)
-    publish(exported_run, repository)
+    publish(exported_run, RunRepository("me/tiny").open())
     told = reader.page.evaluate(
         """async ([host, prompt]) => {
             const { env, pipeline } = await import("@huggingface/transformers");

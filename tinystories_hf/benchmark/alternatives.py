@@ -19,8 +19,6 @@ from tinystories_hf.core.device import device_type
 from tinystories_hf.model import kernels
 from tinystories_hf.model.cross_entropy import causal_lm_loss, chunk_tokens
 
-Milliseconds = dict[str, float]
-
 
 def measure_alternatives(shape: ModelArguments, context: int, rows: int) -> dict[str, Any]:
     """Return the best of several times in ms, forward and backward; matrix products in GFLOP/s."""

@@ -36,7 +36,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @contextmanager
 def quiet_benchmark() -> Iterator[None]:
-    """Keep back the bars of the libraries, and their advice on how to use them."""
+    """Hide the progress bars and warnings of the libraries."""
     import datasets
 
     verbosity, shown = transformers.logging.get_verbosity(), datasets.is_progress_bar_enabled()
@@ -53,7 +53,7 @@ def quiet_benchmark() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Case:
-    """One way to train: precision, and the dropouts of attention and of everything else."""
+    """A training case: precision, and the dropout of attention and of everything else."""
 
     precision: str
     attention_dropout: float
@@ -68,7 +68,7 @@ class Case:
 
 
 def build_implementation(name: str, shape: ModelArguments, case: Case) -> PreTrainedModel:
-    """Return a contender with fresh weights, on the device."""
+    """Return one of the compared implementations with random weights, on the device."""
     set_seed(42)
     if name == GPT2:
         config = GPT2Config(
@@ -86,7 +86,7 @@ def build_implementation(name: str, shape: ModelArguments, case: Case) -> PreTra
             eos_token_id=shape.vocab_size - 1,
         )
         gpt2 = transformers.GPT2LMHeadModel(config).to(device_type())
-        gpt2.loss_type = "ForCausalLM"  # its own choice, without the warning that it has none
+        gpt2.loss_type = "ForCausalLM"  # the default, set to avoid a warning
         return gpt2
     dropped = replace(
         shape,
@@ -102,16 +102,16 @@ def build_implementation(name: str, shape: ModelArguments, case: Case) -> PreTra
 def training_step(
     name: str, shape: ModelArguments, training: RunArguments, case: Case, rows: torch.Tensor
 ) -> Callable[[], int]:
-    """Return one optimizer step of a contender on rows, (rows, context); it returns its tokens.
+    """Return one optimizer step of an implementation on rows (rows, context_length).
 
-    A step is what the Trainer's is: forward, backward, clipping, fused AdamW.
+    Like the Trainer's: forward, backward, clipping, fused AdamW. It returns its number of tokens.
     """
-    torch.compiler.reset()  # or the cases before count as recompilations of this one
+    torch.compiler.reset()  # or earlier cases would count as recompilations
     model = build_implementation(name, shape, case).train()
     if name == OURS and should_compile(training.torch_compile):
         model.compile_training()
     if name == GPT2:
-        # The shape never changes; 16 heads of 4 are what is asked for.
+        # The shape never changes.
         model.compile(dynamic=False)
     alone = {"skip_logits": True} if name == OURS else {}
     optimizer = torch.optim.AdamW(
@@ -137,7 +137,7 @@ def training_step(
 
 
 def evaluation_step(name: str, shape: ModelArguments, case: Case, context: int) -> Any:
-    """Return one evaluation of random rows: the stock model's loss, or our token losses."""
+    """Return one evaluation of random rows: the loss of Transformers' model, or this package's."""
     model = build_implementation(name, shape, case).eval()
     rows = torch.randint(shape.vocab_size, (case.rows, context), device=device_type())
 
@@ -185,19 +185,21 @@ def generate_with_stock(
     prompts: list[list[int]],
     max_new_tokens: int,
 ) -> int:
-    """Tell stories as `pipeline` does, one at a time; returns the tokens told."""
-    model.generation_config.max_length = None  # or it says that max_new_tokens goes before it
-    storyteller = transformers.pipeline(
+    """Generate stories with `pipeline`, one at a time; return the number of generated tokens."""
+    model.generation_config.max_length = (
+        None  # or it would warn that max_new_tokens takes precedence
+    )
+    generator = transformers.pipeline(
         "text-generation", model=model, tokenizer=tokenizer, device=model.device
     )
-    told = 0
+    generated = 0
     for prompt in prompts:
-        (story,) = storyteller(
+        (story,) = generator(
             tokenizer.decode(prompt),
             max_new_tokens=max_new_tokens,
             do_sample=True,
             temperature=1.0,
             return_tensors=True,
         )
-        told += len(story["generated_token_ids"]) - len(prompt)
-    return told
+        generated += len(story["generated_token_ids"]) - len(prompt)
+    return generated

@@ -1,4 +1,4 @@
-"""What every room uses: errors, files, C++, devices, processes, the run record.
+"""What every other folder uses: errors, files, C++, devices, processes, the run record.
 
-Imports no other room of the package.
+Imports no other folder of the package.
 """

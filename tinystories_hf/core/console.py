@@ -1,4 +1,4 @@
-"""What a script prints: streams that never end it, and commands that can be run as they are."""
+"""Output streams that survive closed pipes, and command lines that can be copied."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tinystories_hf.core.errors import RunError
 from tinystories_hf.core.processes import is_main_process
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-# A pipe whose reader has closed it (EINVAL on Windows), and a terminal that was closed.
+# A closed pipe (EINVAL on Windows), and a closed terminal.
 NO_READER = {errno.EPIPE, errno.EIO, *([errno.EINVAL] if os.name == "nt" else [])}
 
 
 def make_streams_safe() -> None:
-    """Make the streams of this process last: called by scripts, never on import.
+    """Keep stdout and stderr usable when a pipe or terminal closes; called by scripts only.
 
     Characters that the encoding of the output lacks are replaced. Output is dropped once its pipe
     or terminal is closed. A full disk is a `RunError` for standard output; for standard error the
     messages are dropped.
     """
-    # A stream that somebody else has put there, such as pytest, is left alone.
+    # A stream that was replaced, for instance by pytest, is not touched.
     if sys.stdout is sys.__stdout__:
         sys.stdout = _lasting(sys.stdout, 1, "replace")
     if sys.stderr is sys.__stderr__:
@@ -36,7 +36,7 @@ def make_streams_safe() -> None:
 
 
 def _lasting(stream: Any, number: int, errors: str) -> Any:
-    if stream is None:  # closed from the start: the next file that is opened would get its number
+    if stream is None:  # closed from the start: the next opened file would get its descriptor
         _discard(number)
         return open(number, "w", encoding="utf-8", closefd=False)
     stream.flush()
@@ -53,7 +53,7 @@ def _lasting(stream: Any, number: int, errors: str) -> Any:
 
 class _LastingFile(io.FileIO):
     def write(self, data: Any) -> int:
-        """Write; once that fails, this descriptor leads nowhere, for C++ too."""
+        """Write; after a failure the descriptor is redirected to the null device, for C++ too."""
         try:
             return super().write(data)
         except BlockingIOError:
@@ -83,7 +83,7 @@ def print_note_once(note: str) -> None:
 def script_command(name: str, *words: str) -> str:
     """Return a command line that runs a script of this package from the current folder.
 
-    Paths are relative where they lie below it. `words` that are paths are so already.
+    Paths below the current folder are relative. Paths in `words` are used as they are.
     """
     python = shutil.which("python")
     same = python is not None and Path(python).absolute() == Path(sys.executable).absolute()

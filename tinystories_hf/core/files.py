@@ -92,7 +92,7 @@ def check_writable(folder: Path, setting: str, fix: str = "choose another folder
 
 
 def check_readable(folder: Path, setting: str) -> None:
-    """Raise a `UserError` where a file of a model folder, or what describes it, cannot be read."""
+    """Raise a `UserError` if a file of a model folder (JSON, weights, text) cannot be read."""
     with reporting_unreadable(setting, folder):
         try:
             files = list(folder.iterdir())
@@ -106,13 +106,13 @@ def check_readable(folder: Path, setting: str) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, patience: float, waiting: Callable[[], None]) -> Iterator[bool]:
-    """Hold the lock of a file, which ends with the process however that ends.
+    """Hold a file lock, which is released when the process ends for any reason.
 
-    Yields False, without the lock, where another process still holds it after `patience` seconds
-    (below 0: waits for ever). `waiting` is called once where it is not free at once.
+    Yields False, without the lock, if another process still holds it after `patience` seconds
+    (below 0: waits indefinitely). `waiting` is called once if the lock is not free.
 
-    On a file system without locks (NFS mounted with nolock) a file `PATH.held` is the lock. What a
-    killed process of this machine left is taken over; of another machine nobody can know.
+    On a file system without locks (NFS mounted with nolock) the file `PATH.held` is the lock. A
+    stale one of this machine is taken over; one of another machine cannot be detected as stale.
     """
     lock: BaseFileLock = FileLock(path)
     hint = ""

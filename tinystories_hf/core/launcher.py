@@ -107,7 +107,7 @@ def _check_group() -> None:
         lacking = f" without {', '.join(missing)}" if missing else ""
         raise UserError(
             f"the environment has {found}{lacking}; start several processes with `accelerate"
-            f" launch`, and a single one after `unset {' '.join(there)}`"
+            f" launch`; to start a single one, run `unset {' '.join(there)}` first"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from huggingface_hub.utils import (
     get_session,
 )
 
-from tinystories_hf.core.retry import FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS, _chain, is_transient
+from tinystories_hf.core.retry import error_chain, is_transient, retry
 
 _T = TypeVar("_T")
 
@@ -69,34 +68,26 @@ def session_timeout(seconds: float) -> Iterator[None]:
 
 
 def ask(request: Callable[[HfApi], _T], patience: Patience = FOR_CHECKS) -> _T:
-    """Send a request to the Hub; transient errors are retried after exponentially growing waits.
+    """Send a request to the Hub; transient errors are retried as by `retry`, and printed."""
 
-    A Retry-After header is respected up to MAX_WAIT_SECONDS; a longer one raises the error.
-    """
-    wait = FIRST_WAIT_SECONDS
-    for number in range(1, patience.attempts + 1):
-        try:
-            with session_timeout(patience.timeout):
-                return request(HfApi())
-        except Exception as error:
-            passing, named = is_transient(error)
-            seconds = wait if named is None else named
-            if not passing or number == patience.attempts or seconds > MAX_WAIT_SECONDS:
-                raise
-            print(
-                f"the Hub: {_reason(error)}; trying again in {seconds:.0f} s"
-                f" ({number} of {patience.attempts - 1})",
-                file=sys.stderr,
-            )
-            time.sleep(seconds)
-            wait *= 2
-    raise AssertionError("the last attempt returns or raises")
+    def send() -> _T:
+        with session_timeout(patience.timeout):
+            return request(HfApi())
+
+    def report(error: Exception, seconds: float, number: int) -> None:
+        print(
+            f"the Hub: {_reason(error)}; retry {number} of {patience.attempts - 1} in"
+            f" {seconds:.0f} s",
+            file=sys.stderr,
+        )
+
+    return retry(send, patience.attempts, report)
 
 
 def hub_error(error: Exception, repo_id: str) -> str:
     """Return the reason and the fix of a Hub error in one sentence."""
     status = None
-    for cause in _chain(error):
+    for cause in error_chain(error):
         if isinstance(cause, errors.LocalTokenNotFoundError):
             return "there is no Hub token; log in with `hf auth login`, or set HF_TOKEN"
         if isinstance(cause, errors.HfHubHTTPError):
@@ -105,7 +96,7 @@ def hub_error(error: Exception, repo_id: str) -> str:
     if status == 401:
         return f"{constants.ENDPOINT} does not accept the Hub token; log in with `hf auth login`"
     if status == 403:
-        return f"the Hub token may not write to {repo_id} ({_reason(error)})"
+        return f"the Hub token has no write access to {repo_id} ({_reason(error)})"
     if status is None and is_transient(error)[0]:
         return f"could not reach {constants.ENDPOINT} ({_reason(error)})"
     return _reason(error)
@@ -113,8 +104,8 @@ def hub_error(error: Exception, repo_id: str) -> str:
 
 def _reason(error: BaseException) -> str:
     """Return the first line of the root error, without the token."""
-    deepest = list(_chain(error))[-1]
-    known = [cause for cause in _chain(error) if isinstance(cause, errors.HfHubHTTPError)]
+    deepest = list(error_chain(error))[-1]
+    known = [cause for cause in error_chain(error) if isinstance(cause, errors.HfHubHTTPError)]
     text = str(known[0] if known else deepest).strip().partition("\n")[0]
     token = huggingface_hub.get_token()
     text = text.replace(token, "***") if token else text

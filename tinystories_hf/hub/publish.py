@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,7 @@ from tinystories_hf.core.errors import RunError, UserError
 from tinystories_hf.core.files import check_readable, reporting_full_disk
 from tinystories_hf.evaluation.report.card import CARD_FILE, render_card, write_card
 from tinystories_hf.hub.client import FOR_A_CHECKPOINT, FOR_THE_MODEL, Patience, hub_error
-from tinystories_hf.hub.repository import (
-    HUB_FILES,
-    MAIN_BRANCH,
-    ContentCheck,
-    Repository,
-    commit_files,
-    open_repository,
-    other_content,
-)
+from tinystories_hf.hub.repository import HUB_FILES, MAIN_BRANCH, Repository
 from tinystories_hf.web.onnx_export import EXPORT_RECORD, FP32, ONNX_FOLDER, Q8, check_onnx_export
 
 # The files of a model that are published; everything else (optimizer state, pickles) stays local.
@@ -55,22 +47,58 @@ WAITING = "unpublished"
 EXPORTED = {f"{ONNX_FOLDER}/{name}" for name in (FP32, Q8, EXPORT_RECORD)}
 
 
+@dataclass(frozen=True)
+class RunRepository(Repository):
+    """A repository of a run; `run_id` is None before the run has one.
+
+    With `with_steps` the branches `step-N` must belong to the run too.
+    """
+
+    run_id: str | None = None
+    with_steps: bool = False
+
+    def check_content(self, api: HfApi) -> None:
+        """Raise a `UserError` if publishing would replace files of another run."""
+        if self.overwrite:
+            return
+        branches = {branch.name for branch in api.list_repo_refs(self.repo_id).branches}
+        wanted = {self.revision} & branches
+        if self.with_steps:
+            wanted |= {name for name in branches if name.startswith("step-")}
+        for revision in sorted(wanted):
+            names = set(api.list_repo_files(self.repo_id, revision=revision)) - HUB_FILES
+            if names and _run_id_of(api, self.repo_id, revision, names) != self.run_id:
+                raise replace(self, revision=revision).other_content_error(names)
+
+    def to_delete(self, others: set[str]) -> set[str]:
+        """Return all other files; on `main`, unless `overwrite` is set, only an outdated export."""
+        if self.revision != MAIN_BRANCH or self.overwrite:
+            return others
+        return others & EXPORTED if f"{ONNX_FOLDER}/{EXPORT_RECORD}" in others else set()
+
+
 def check_repository(
     hub: HubArguments, run_dir: Path, run_id: str | None, revision: str = MAIN_BRANCH
-) -> Repository:
+) -> RunRepository:
     """Check before any work that a run may be published, and create its repository.
 
     `run_id` is None for a new run. A repository with files of another run is refused.
 
     Raises:
-        UserError: as `open_repository`.
+        UserError: as `Repository.open`.
     """
     name = hub.hub_model_id or run_dir.name
-    wanted = Repository(name, revision, hub.hub_private_repo, hub.hub_overwrite)
-    return open_repository(wanted, _of_the_run(run_id, hub.hub_strategy != "end"))
+    return RunRepository(
+        name,
+        revision,
+        hub.hub_private_repo,
+        hub.hub_overwrite,
+        run_id=run_id,
+        with_steps=hub.hub_strategy != "end",
+    ).open()
 
 
-def publish(run_dir: Path, repository: Repository) -> str:
+def publish(run_dir: Path, repository: RunRepository) -> str:
     """Upload a finished run as one commit, with a card that names its repository; return the URL.
 
     Unchanged files are not uploaded again.
@@ -82,13 +110,14 @@ def publish(run_dir: Path, repository: Repository) -> str:
             complete nevertheless.
     """
     record = _finished_record(run_dir)
+    repository = replace(repository, run_id=record.run_id, with_steps=False)
     with reporting_full_disk(run_dir, "writing the card"):
         write_card(run_dir, repository.repo_id)
     message = f"Publish {run_dir.name} of tinystories_hf"
     try:
         _check_onnx(run_dir)
-        _commit(staged_files(run_dir), repository, record.run_id, message, FOR_THE_MODEL)
-        _publish_waiting(run_dir, repository, record.run_id, FOR_THE_MODEL)
+        repository.commit(staged_files(run_dir), message, FOR_THE_MODEL)
+        _publish_waiting(run_dir, repository, FOR_THE_MODEL)
     except Exception as error:
         reason = error if isinstance(error, UserError) else hub_error(error, repository.repo_id)
         raise RunError(
@@ -98,21 +127,24 @@ def publish(run_dir: Path, repository: Repository) -> str:
     return f"{constants.ENDPOINT}/{repository.repo_id}"
 
 
-def publish_checkpoint(checkpoint: Path, run_dir: Path, repository: Repository, step: int) -> None:
+def publish_checkpoint(
+    checkpoint: Path, run_dir: Path, repository: RunRepository, step: int
+) -> None:
     """Publish a saved checkpoint as the branch `step-N`; if that fails, keep its model for later.
 
     A failure is printed and does not stop the training: publishing is retried at the next
     checkpoint and at the end.
 
     Raises:
-        RunError: the disk is full, on a file system without hard links.
+        RunError: the disk is full.
     """
     files = [*_matching(checkpoint, _MODEL_FILES).values(), run_dir / run_record.RUN_RECORD]
     with reporting_full_disk(run_dir, "keeping a checkpoint to publish"):
         _keep(files, run_dir / WAITING / f"step-{step}")
     run_id = run_record.read_record(run_dir).run_id
+    repository = replace(repository, run_id=run_id, with_steps=False)
     try:
-        _publish_waiting(run_dir, repository, run_id, FOR_A_CHECKPOINT)
+        _publish_waiting(run_dir, repository, FOR_A_CHECKPOINT)
     except Exception as error:
         reason = error if isinstance(error, UserError) else hub_error(error, repository.repo_id)
         print(
@@ -155,7 +187,7 @@ def staged_files(run_dir: Path) -> dict[str, Path]:
     return _matching(run_dir, (*_MODEL_FILES, *RUN_FILES, *ONNX_FILES))
 
 
-def _retry_command(run_dir: Path, repository: Repository) -> str:
+def _retry_command(run_dir: Path, repository: RunRepository) -> str:
     """Return the command line that retries publishing a run."""
     words = ["--model", str(run_dir), "--repo", repository.repo_id]
     if repository.revision != MAIN_BRANCH:
@@ -198,26 +230,6 @@ def _finished_record(run_dir: Path) -> run_record.RunRecord:
     return record
 
 
-def _of_the_run(run_id: str | None, with_steps: bool = False) -> ContentCheck:
-    return lambda api, repository: _check_content(api, repository, run_id, with_steps)
-
-
-def _check_content(
-    api: HfApi, repository: Repository, run_id: str | None, with_steps: bool
-) -> None:
-    """Raise a `UserError` if publishing would replace files of another run."""
-    if repository.overwrite:
-        return
-    branches = {branch.name for branch in api.list_repo_refs(repository.repo_id).branches}
-    wanted = {repository.revision} & branches
-    if with_steps:
-        wanted |= {name for name in branches if name.startswith("step-")}
-    for revision in sorted(wanted):
-        names = set(api.list_repo_files(repository.repo_id, revision=revision)) - HUB_FILES
-        if names and _run_id_of(api, repository.repo_id, revision, names) != run_id:
-            raise other_content(replace(repository, revision=revision), names)
-
-
 def _run_id_of(api: HfApi, repo_id: str, revision: str, names: set[str]) -> str | None:
     """Return the run_id in the `run.json` of a revision, or an empty string."""
     if run_record.RUN_RECORD not in names:
@@ -232,35 +244,13 @@ def _run_id_of(api: HfApi, repo_id: str, revision: str, names: set[str]) -> str 
             return ""
 
 
-def _publish_waiting(
-    run_dir: Path, repository: Repository, run_id: str, patience: Patience
-) -> None:
+def _publish_waiting(run_dir: Path, repository: RunRepository, patience: Patience) -> None:
     """Publish the checkpoints that are still to be published, oldest first."""
     folders = (run_dir / WAITING).glob("step-*")
     for folder in sorted(folders, key=lambda path: int(path.name.partition("-")[2])):
         branch = replace(repository, revision=folder.name)
         files = _matching(folder, (*_MODEL_FILES, run_record.RUN_RECORD))
-        _commit(files, branch, run_id, f"Publish {folder.name} of {run_dir.name}", patience)
+        branch.commit(files, f"Publish {folder.name} of {run_dir.name}", patience)
         shutil.rmtree(folder)
     if (run_dir / WAITING).is_dir() and not any((run_dir / WAITING).iterdir()):
         (run_dir / WAITING).rmdir()
-
-
-def _commit(
-    files: dict[str, Path],
-    repository: Repository,
-    run_id: str,
-    message: str,
-    patience: Patience,
-) -> None:
-    """Commit the files of a run; on `main` other files are kept unless `overwrite` is set."""
-    check = _of_the_run(run_id)
-    if repository.revision == MAIN_BRANCH and not repository.overwrite:
-        commit_files(files, repository, check, message, patience, _export_of_other_weights)
-    else:
-        commit_files(files, repository, check, message, patience)
-
-
-def _export_of_other_weights(others: set[str]) -> set[str]:
-    """Return the ONNX files of the repository that the run does not have."""
-    return others & EXPORTED if f"{ONNX_FOLDER}/{EXPORT_RECORD}" in others else set()

@@ -3,37 +3,52 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import HfApi, constants
 
 from tinystories_hf.core.console import script_command
 from tinystories_hf.core.errors import RunError, UserError
 from tinystories_hf.hub.client import FOR_THE_MODEL, hub_error
-from tinystories_hf.hub.repository import (
-    HUB_FILES,
-    Repository,
-    commit_files,
-    open_repository,
-    other_content,
-)
+from tinystories_hf.hub.repository import HUB_FILES, Repository
 from tinystories_hf.web.page import MANIFEST, is_page
 
 # The files of a new static Space, which the Hub creates in one commit.
 FRESH = {"README.md", "index.html", "style.css"}
 
 
-def check_space_repository(site: Path, wanted: Repository) -> Repository:
+@dataclass(frozen=True)
+class SpaceRepository(Repository):
+    """A static Space for a page."""
+
+    repo_type: Literal["model", "space"] = "space"
+
+    def check_content(self, api: HfApi) -> None:
+        """Raise a `UserError` unless a Space is new or holds a page built by this package."""
+        names = set(api.list_repo_files(self.repo_id, repo_type="space")) - HUB_FILES
+        if self.overwrite or not names:
+            return
+        if MANIFEST in names and _holds_page(api, self.repo_id):
+            return
+        # A page made by hand may have the file names of a new Space, but more than one commit.
+        commits = api.list_repo_commits(self.repo_id, repo_type="space")
+        if not names <= FRESH or len(commits) > 1:
+            raise self.other_content_error(names)
+
+
+def check_space_repository(site: Path, wanted: SpaceRepository) -> SpaceRepository:
     """Check before any upload that a page may be published, and create its Space.
 
     Raises:
-        UserError: the folder is not a built page, or as `open_repository`.
+        UserError: the folder is not a built page, or as `Repository.open`.
     """
     _require_page(site)
-    return open_repository(wanted, _check_content)
+    return wanted.open()
 
 
-def publish_space(site: Path, repository: Repository) -> str:
+def publish_space(site: Path, repository: SpaceRepository) -> str:
     """Publish a page as the only content of a Space, in one commit; return the URL.
 
     Unchanged files are not uploaded again.
@@ -45,7 +60,7 @@ def publish_space(site: Path, repository: Repository) -> str:
     _require_page(site)
     message = f"Publish {site.resolve().name} of tinystories_hf"
     try:
-        commit_files(page_files(site), repository, _check_content, message, FOR_THE_MODEL)
+        repository.commit(page_files(site), message, FOR_THE_MODEL)
     except Exception as error:
         reason = error if isinstance(error, UserError) else hub_error(error, repository.repo_id)
         raise RunError(
@@ -55,7 +70,7 @@ def publish_space(site: Path, repository: Repository) -> str:
     return f"{constants.ENDPOINT}/spaces/{repository.repo_id}"
 
 
-def describe_space(site: Path, repository: Repository) -> str:
+def describe_space(site: Path, repository: SpaceRepository) -> str:
     """Return the files that would be uploaded, with sizes in bytes.
 
     Raises:
@@ -77,7 +92,7 @@ def page_files(site: Path) -> dict[str, Path]:
     }
 
 
-def _retry_command(site: Path, repository: Repository) -> str:
+def _retry_command(site: Path, repository: SpaceRepository) -> str:
     """Return the command line that retries publishing a page."""
     words = ["--site", str(site), "--space", repository.repo_id]
     words += ["--private"] if repository.private else []
@@ -91,17 +106,6 @@ def _require_page(site: Path) -> None:
             f"site: {site} is not a built page; build it with"
             f" {script_command('build_page.py', '--model', 'runs/xs', '--out', str(site))}"
         )
-
-
-def _check_content(api: HfApi, repository: Repository) -> None:
-    """Raise a `UserError` unless a Space is new or holds a page built by this package."""
-    repo_id = repository.repo_id
-    names = set(api.list_repo_files(repo_id, repo_type="space")) - HUB_FILES
-    if repository.overwrite or not names or (MANIFEST in names and _holds_page(api, repo_id)):
-        return
-    # A page made by hand may have the file names of a new Space, but it has more than one commit.
-    if not names <= FRESH or len(api.list_repo_commits(repo_id, repo_type="space")) > 1:
-        raise other_content(repository, names)
 
 
 def _holds_page(api: HfApi, repo_id: str) -> bool:

@@ -84,7 +84,7 @@ class GPTNeoAttention(modeling_gpt_neo.GPTNeoSelfAttention):
         """Return (batch, length, hidden), and the attention weights if eager.
 
         `attention_mask` has four dimensions. It is either boolean, True where a query may attend to
-        a key, with at least one key per query, or added to the scores. None masks nothing.
+        a key, with at least one key per query, or added to the scores. An empty one masks nothing.
         """
         if attention_mask is not None and attention_mask.numel() == 0:
             attention_mask = None

@@ -26,8 +26,8 @@ def block_mask(
 ) -> Any:
     """Return a mask of four dimensions, which Transformers' model passes to its blocks unchanged.
 
-    The other arguments are those of the model. None means that the causal windows of the layers
-    (`windows`) are the only mask.
+    The other arguments are those of the model. An empty tensor means that the causal windows of the
+    layers (`windows`) are the only mask.
     """
     tokens = inputs_embeds if input_ids is None else input_ids[..., None]
     is_ready = attention_mask is not None and len(attention_mask.shape) == 4
@@ -69,7 +69,7 @@ def as_scores(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return a boolean or additive mask as numbers that are added to the scores.
 
     A query whose keys are all masked then weighs them equally, as in Transformers. With a boolean
-    mask PyTorch's attention would return NaN for it.
+    mask PyTorch's attention would return zeros for it.
     """
     lowest = torch.finfo(dtype).min
     if mask.dtype == torch.bool:

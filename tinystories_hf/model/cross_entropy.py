@@ -114,7 +114,7 @@ def is_plain_linear(head: nn.Module) -> bool:
 def is_hooked(module: nn.Module, known_hooks: int = 0) -> bool:
     """Return whether calling a module does more than its class's `forward`.
 
-    The two numbers are how many forward pre-hooks and hooks are known to have no effect here.
+    Up to `known_hooks` forward hooks, and as many pre-hooks, are known to have no effect here.
     """
     return bool(
         len(module._forward_hooks) > known_hooks

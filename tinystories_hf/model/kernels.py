@@ -19,7 +19,7 @@ HEAD_DIMS = (4, 8, 16, 32, 48, 64)
 LANES = 16
 # Positions are 32-bit integers, in steps of `LANES`.
 LONGEST = 2**31 - LANES
-# Return values of the cross-entropy other than the index of a label outside the vocabulary.
+# The return value of the cross-entropy if its buffers cannot be allocated.
 _NO_MEMORY = -2
 
 
@@ -123,7 +123,7 @@ def attention_backward(
 def cross_entropy_(
     logits: torch.Tensor, labels: torch.Tensor, *, with_gradient: bool
 ) -> torch.Tensor:
-    """Return the loss of each token in nats, fp32; with `gradient`, overwrite `logits` with theirs.
+    """Return the loss of each token in nats, fp32; `with_gradient` overwrites `logits` with theirs.
 
     `logits` is (vocabulary, tokens), fp32 or bf16, contiguous, tokens a multiple of `LANES`;
     `labels` is (tokens,), int64. A token with label -100 has zero loss and gradient.

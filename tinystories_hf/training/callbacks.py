@@ -24,7 +24,7 @@ from tinystories_hf.core.run_record import SAMPLES_FILE
 from tinystories_hf.generation.arguments import GenerationArguments
 from tinystories_hf.generation.generate import Story, generate
 from tinystories_hf.hub import publish
-from tinystories_hf.hub.repository import Repository
+from tinystories_hf.hub.publish import RunRepository
 from tinystories_hf.model.modeling import unsharded_model
 
 HEADING = "# Samples\n\nThe same prompts and the same seed at each evaluation, temperature 1.\n"
@@ -100,7 +100,7 @@ class PublishCheckpoints(TrainerCallback):
 
     def __init__(
         self,
-        target: Repository,
+        target: RunRepository,
         clock_stopped: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.target = target

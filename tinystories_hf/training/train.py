@@ -30,7 +30,7 @@ from tinystories_hf.data.prepare import prepare
 from tinystories_hf.data.streaming import StreamedRows
 from tinystories_hf.generation.generate import encode_prompts
 from tinystories_hf.hub import publish
-from tinystories_hf.hub.repository import Repository
+from tinystories_hf.hub.publish import RunRepository
 from tinystories_hf.model.modeling import GPTNeoForCausalLM, build_model, count_parameters
 from tinystories_hf.model.positions import context_length
 from tinystories_hf.training import checkpoints
@@ -116,7 +116,7 @@ def train_and_finish(
     trainer: StoryTrainer,
     prepared: PreparedData,
     start: StartPoint,
-    target: Repository | None,
+    target: RunRepository | None,
 ) -> dict[str, float]:
     """Train the remaining steps and finish the run directory; record how the session ended."""
     run_dir, is_main = Path(arguments.training.output_dir), trainer.is_world_process_zero()
@@ -180,7 +180,7 @@ def agree_on_start(training: RunArguments, trainer_arguments: TrainerArguments) 
     return start
 
 
-def check_publishing(arguments: Arguments, start: StartPoint) -> Repository | None:
+def check_publishing(arguments: Arguments, start: StartPoint) -> RunRepository | None:
     """Return the target repository on the main process, after checking that it can be used.
 
     Returns:

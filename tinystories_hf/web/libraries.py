@@ -110,11 +110,14 @@ def _unpack(npm: str, library: Library, folder: Path) -> None:
                 timeout=NPM_SECONDS,
             )
         except subprocess.SubprocessError as error:
-            said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+            output = getattr(error, "stderr", None) or str(error)
+            if isinstance(output, bytes):  # of a timeout, whatever the encoding
+                output = output.decode("utf-8", "replace")
+            said = output.strip().splitlines() or [str(error)]
             reason = next((line for line in said if line.startswith("npm error")), said[0])
             raise UserError(
-                f"npm could not get {library.package}: {reason}; build where it can (without"
-                " npm on the PATH the page takes its libraries from a CDN)"
+                f"npm could not download {library.package}: {reason}; build with network"
+                " access (without npm on the PATH the page loads its libraries from a CDN)"
             ) from None
         (archive,) = Path(work).glob("*.tgz")
         with tarfile.open(archive) as package:

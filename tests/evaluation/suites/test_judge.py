@@ -14,9 +14,9 @@ import pytest
 
 from tests.conftest import ROOT, environment
 from tests.support.judging_endpoint import GRADES, OPINION, JudgingEndpoint
+from tinystories_hf.core import retry as retry_module
 from tinystories_hf.core.errors import RunError, UserError
 from tinystories_hf.evaluation.records import RecordFile
-from tinystories_hf.evaluation.suites import judge_models
 from tinystories_hf.evaluation.suites.judge import (
     JudgeArguments,
     ask_all,
@@ -47,7 +47,7 @@ def endpoint() -> Iterator[JudgingEndpoint]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_models, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(retry_module, "FIRST_WAIT_SECONDS", 0.01)
 
 
 STORIES: list[dict[str, Any]] = [

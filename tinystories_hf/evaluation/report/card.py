@@ -18,8 +18,8 @@ from tinystories_hf.evaluation.results import read_results
 
 CARD_FILE = "README.md"
 PACKAGE = Path(__file__).resolve().parents[2]
-# The first version of the dataset, which the paper used and whose defects have been counted.
 TINYSTORIES = "roneneldan/TinyStories"
+# The first version of the dataset, which the paper used and whose defects have been counted.
 V1_FILES = ("TinyStories-train.txt", "TinyStories-valid.txt")
 METRIC_NAMES = {
     "loss": "Loss, nats per token",
@@ -113,7 +113,7 @@ def default_prompts() -> list[str]:
 
 
 def _paper_loss(model: dict[str, Any]) -> float | None:
-    """Return the paper's loss for the same shape and vocabulary, or None."""
+    """Return the paper's loss for the same hidden size, layers and tokenizer, or None."""
     if model["vocab_size"] != GPT_NEO_VOCABULARY:
         return None
     row = paper_row(model["hidden_size"], model["num_layers"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import InferenceClient, errors, get_token
 
 from tinystories_hf.core.errors import UserError
-from tinystories_hf.core.retry import FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS, is_transient
+from tinystories_hf.core.retry import is_transient, retry
 from tinystories_hf.evaluation.suites.rubric import Message
 
 API_KEY = "JUDGE_API_KEY"
@@ -83,20 +82,12 @@ def endpoint_judge(
         client = InferenceClient(base_url=base_url, api_key=key or "none", timeout=timeout)
 
     def answer(messages: list[Message]) -> Reply:
-        wait = FIRST_WAIT_SECONDS
-        for attempt in range(1, attempts + 1):
-            try:
-                return _ask(client, name, messages)
-            except Exception as error:
-                transient, requested = is_transient(error)
-                seconds = wait if requested is None else requested
-                if not transient:
-                    raise _final(error, name, key) from error
-                if attempt == attempts or seconds > MAX_WAIT_SECONDS:
-                    raise NoAnswerError(str(error).partition("\n")[0]) from error
-                time.sleep(seconds)
-                wait *= 2
-        raise AssertionError("the last attempt returns or raises")
+        try:
+            return retry(lambda: _ask(client, name, messages), attempts)
+        except Exception as error:
+            if is_transient(error)[0]:
+                raise NoAnswerError(str(error).partition("\n")[0]) from error
+            raise _final(error, name, key) from error
 
     return answer
 

@@ -1,4 +1,4 @@
-// The page: a beginning goes in, the chosen models generate on side by side.
+// The page: the selected models continue a prompt side by side.
 
 import { Problem } from "./loading.js";
 import { explained, Storyteller } from "./storyteller.js";
@@ -78,7 +78,7 @@ class Column {
     const begun = performance.now();
     await this.load();
     const { ids, cut } = this.storyteller.read(text, length);
-    const left = cut ? `The beginning is longer than this model reads; only its last ${ids.length} tokens count. ` : "";
+    const left = cut ? `The prompt does not fit the context; only its last ${ids.length} tokens are used. ` : "";
     const ready = performance.now();
     let [tokens, first, working] = [0, null, 0];
     const say = (end) => {

@@ -73,7 +73,7 @@ export class Storyteller {
     }
   }
 
-  /** Return the last tokens of a prompt that fit the context, and how many were left out. */
+  /** Return the last tokens of a prompt that fit the context, and whether some were left out. */
   read(prompt, length) {
     const known = prompt.slice(-MOST_CHARACTERS * this.context);
     const encode = (text) => this.tokenizer.encode(text, { add_special_tokens: false });
@@ -83,8 +83,8 @@ export class Storyteller {
   }
 
   /**
-   * Tell on from the tokens of a beginning, until the story ends, the context is full, `length` is
-   * reached or `signal` aborts.
+   * Continue the tokens of a prompt until the story ends, the context is full, `length` is reached
+   * or `signal` aborts.
    *
    * Yields {text, tokens, probability, alternatives} for each token, or for the few that make one
    * character: the probability the model gave before temperature, and the likeliest tokens with
