@@ -122,9 +122,27 @@ def tiny_arguments(tiny_config: Path, tmp_path: Path) -> Callable[..., Arguments
 
 @pytest.fixture
 def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Return a function that runs a script of the project from an empty working directory."""
+    """Return a function that runs a script of the project from an empty working directory.
+
+    In a forked process that has the stack already; see tests/support/forked.py.
+    """
+    from tests.support.forked import run_forked, script
+
     work = tmp_path / "work"
-    work.mkdir()
+    work.mkdir(exist_ok=True)
+
+    def run(name: str, *flags: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        variables = {"HF_HOME": str(tmp_path / "home"), **extra}
+        return run_forked(work, script, name, list(flags), variables=variables)
+
+    return run
+
+
+@pytest.fixture
+def launch_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function like that of `run_script`, which starts the true command."""
+    work = tmp_path / "work"
+    work.mkdir(exist_ok=True)
 
     def run(
         script: str, *arguments: str, launcher: tuple[str, ...] = (), **extra: str
@@ -144,7 +162,20 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def run_code(tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs Python code in a process of its own, with its own caches."""
+    """Return a function that runs Python code in a forked process, with its own caches."""
+    from tests.support.forked import code, run_forked
+
+    def run(source: str, *arguments: str, **extra: str) -> tuple[int, str, str]:
+        variables = {"HF_HOME": str(tmp_path / "home"), **extra}
+        done = run_forked(tmp_path, code, source, list(arguments), variables=variables)
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+@pytest.fixture
+def launch_code(tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    """Return a function like that of `run_code`, which starts an interpreter."""
 
     def run(code: str, *arguments: str, **extra: str) -> tuple[int, str, str]:
         done = subprocess.run(

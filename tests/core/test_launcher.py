@@ -68,9 +68,11 @@ def test_what_launcher_and_settings_ask_for_is_done_or_refused_where_they_differ
 
 
 def test_the_flag_of_a_true_launcher_is_known_in_its_process(
-    run_script: Callable[..., subprocess.CompletedProcess[str]], tiny_config: Path, tmp_path: Path
+    launch_script: Callable[..., subprocess.CompletedProcess[str]],
+    tiny_config: Path,
+    tmp_path: Path,
 ) -> None:
-    done = run_script(
+    done = launch_script(
         "train.py",
         *("--config", str(tiny_config), "--bf16", "true"),
         launcher=("-m", "accelerate.commands.launch", "-q", "--mixed_precision", "no"),

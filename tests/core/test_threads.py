@@ -34,11 +34,11 @@ with report_user_errors():
 
 
 def test_threads_of_every_runtime_sleep_while_they_wait_in_every_script(
-    run_code: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+    launch_code: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in WAIT_POLICY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    code, said, shown = run_code(CODE, *map(str, SCRIPTS), OMP_DISPLAY_ENV="VERBOSE")
+    code, said, shown = launch_code(CODE, *map(str, SCRIPTS), OMP_DISPLAY_ENV="VERBOSE")
     assert code == 0, shown
     before, after = said.splitlines()
     assert before == "None 0", "importing the package sets nothing and loads no runtime"

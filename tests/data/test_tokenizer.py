@@ -20,6 +20,7 @@ from tinystories_hf.data.tokenizer import (
 )
 from tinystories_hf.data.toy import toy_stories
 
+RunCode = Callable[..., tuple[int, str, str]]
 Parse = Callable[..., Arguments]
 # The hashes of the files published with GPT-2, which GPT-Neo also uses.
 VOCAB_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
@@ -128,13 +129,13 @@ with report_user_errors():
 
 
 def test_a_tokenizer_is_downloaded_once_and_then_cached(
-    hub: LoopbackHub, folder: Path, run_code: Callable[..., tuple[int, str, str]]
+    hub: LoopbackHub, folder: Path, run_code: RunCode, launch_code: RunCode
 ) -> None:
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     hub.repositories["models", "me/tok"] = StoredRepository(files)
     code, out, err = run_code(LOAD, "--tokenizer", "me/tok", HF_ENDPOINT=hub.url)
     assert (code, out.strip()) == (0, "300"), err
-    code, out, err = run_code(LOAD, "--tokenizer", "me/tok", HF_HUB_OFFLINE="1")
+    code, out, err = launch_code(LOAD, "--tokenizer", "me/tok", HF_HUB_OFFLINE="1")
     assert (code, out.strip()) == (0, "300"), err
     code, _, err = run_code(LOAD, "--tokenizer", "me/missing", HF_ENDPOINT=hub.url)
     assert code == 2

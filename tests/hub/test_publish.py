@@ -17,8 +17,9 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.conftest import ROOT, environment, seconds_of_children, train_tiny
+from tests.conftest import ROOT, seconds_of_children
 from tests.model.test_stock_loading import load_stock
+from tests.support.forked import code, run_forked, train_forked
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.loopback_state import Account, Fault, StoredRepository
 from tests.support.publishing import REPO, TOKEN, everything, on_disk, published, write_export
@@ -37,7 +38,7 @@ def round_trip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path,
     """Train with two processes, publish, and return the folder, the Hub and all that was said."""
     folder = tmp_path_factory.mktemp("round")
     with LoopbackHub(accounts={TOKEN: Account("me")}) as hub:
-        done = train_tiny(
+        done = train_forked(
             folder,
             *("--push_to_hub", "--hub_model_id", REPO, "--hub_private_repo"),
             *("--hub_strategy", "checkpoint-revisions"),
@@ -144,13 +145,12 @@ def test_the_published_card_states_the_results_and_its_code_runs(
     snippets = re.findall(r"```python\n(.*?)```", text, re.S)
     assert snippets
     for snippet in snippets:
-        done = subprocess.run(
-            [sys.executable, "-c", snippet],
-            cwd=tmp_path,
-            env=environment(tmp_path / "home", HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN),
-            capture_output=True,
-            text=True,
-        )
+        variables = {
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": TOKEN,
+        }
+        done = run_forked(tmp_path, code, snippet, [], variables=variables)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("Once upon a time")
 
@@ -313,9 +313,18 @@ REFUSALS = {
 }
 
 
+# By the true command, whose processor time is measured.
+LAUNCHED = ("no token", "token as a flag")
+
+
 @pytest.mark.parametrize("case", REFUSALS)
 def test_a_run_that_could_not_be_published_is_not_started(
-    mine: LoopbackHub, run_script: Run, tiny_config: Path, tmp_path: Path, case: str
+    mine: LoopbackHub,
+    run_script: Run,
+    launch_script: Run,
+    tiny_config: Path,
+    tmp_path: Path,
+    case: str,
 ) -> None:
     mine.accounts["hf_reader"] = Account("me", role="read")
     mine.accounts["hf_narrow"] = Account("me", role="fineGrained", writable=("me/other",))
@@ -323,7 +332,8 @@ def test_a_run_that_could_not_be_published_is_not_started(
     extra, flags, message = REFUSALS[case]
     start = seconds_of_children()
     where = {"HF_ENDPOINT": mine.url, **extra}
-    done = run_script("train.py", "--config", str(tiny_config), "--push_to_hub", *flags, **where)
+    run = launch_script if case in LAUNCHED else run_script
+    done = run("train.py", "--config", str(tiny_config), "--push_to_hub", *flags, **where)
     assert seconds_of_children() - start < 10
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
@@ -335,7 +345,12 @@ def test_a_run_that_could_not_be_published_is_not_started(
 
 @pytest.mark.parametrize("place", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "home"])
 def test_the_script_publishes_wherever_the_token_was_put(
-    mine: LoopbackHub, run_script: Run, run_dir: Path, tmp_path: Path, place: str
+    mine: LoopbackHub,
+    run_script: Run,
+    launch_script: Run,
+    run_dir: Path,
+    tmp_path: Path,
+    place: str,
 ) -> None:
     extra = {"HF_ENDPOINT": mine.url}
     if place.endswith("TOKEN"):
@@ -347,7 +362,8 @@ def test_the_script_publishes_wherever_the_token_was_put(
         (tmp_path / "secret").write_text(TOKEN + "\n")
         extra[place] = str(tmp_path / "secret")
     flags = ("--model", str(run_dir), "--repo", REPO, "--private")
-    done = run_script("push_to_hub.py", *flags, **extra)
+    run = launch_script if place == "HF_TOKEN_PATH" else run_script  # read at the import
+    done = run("push_to_hub.py", *flags, **extra)
     assert done.returncode == 0, done.stderr
     assert published(mine) == on_disk(run_dir)
     assert mine.repositories["models", REPO].private

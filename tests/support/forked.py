@@ -14,27 +14,29 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from pathlib import Path
 
 import psutil
 import pytest
+from huggingface_hub import HfApi
 
-from tests.conftest import ROOT, TINY_CONFIG, environment
+from tests.conftest import NO_HUB, ROOT, TINY_CONFIG, environment
 
 FORKS = multiprocessing.get_context("forkserver")
+NO_HOME = Path(tempfile.gettempdir()) / "no-home-of-forked-tests"
 
 
 def begin_server() -> None:
     """Start the process that the others are forked from, where it does not run yet.
 
-    The libraries read the caches' place and the Hub's address when they are imported: for all runs
-    these are an empty folder and no Hub.
+    The libraries read the caches' place and the Hub's address when they are imported: there these
+    are a folder that does not exist and no Hub, and `redirect` sets others.
     """
     FORKS.set_forkserver_preload(["tests.support.preloaded"])
     with pytest.MonkeyPatch.context() as patch:
-        clean = environment(Path(tempfile.gettempdir()) / "no-home")
+        clean = environment(NO_HOME)
         for name in os.environ.keys() - clean.keys():
             patch.delenv(name)
         for name, value in clean.items():
@@ -43,12 +45,19 @@ def begin_server() -> None:
 
 
 def run_forked(
-    folder: Path, work: Callable[..., object], *arguments: object, num_processes: int = 1
+    folder: Path,
+    work: Callable[..., object],
+    *arguments: object,
+    num_processes: int = 1,
+    variables: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Call a function in `folder`, in so many processes; return the first exit code that is not 0.
 
-    What they say is returned one after the other, in the order of their ranks.
+    Their output is returned one after the other, in the order of their ranks. `variables` is added
+    to their environment; of those that libraries read when they are imported, `HF_HOME` and
+    `HF_ENDPOINT` take effect.
     """
+    variables = variables or {}
     begin_server()
     port = free_port()
     with tempfile.TemporaryDirectory() as said:
@@ -56,7 +65,13 @@ def run_forked(
         ranks = [
             FORKS.Process(
                 target=_call,
-                args=(folder, launched(rank, num_processes, port), (out, err), work, arguments),
+                args=(
+                    folder,
+                    {**launched(rank, num_processes, port), **variables},
+                    (out, err),
+                    work,
+                    arguments,
+                ),
             )
             for rank, (out, err) in enumerate(zip(*files, strict=True))
         ]
@@ -69,17 +84,23 @@ def run_forked(
                 process.join()
         out, err = ("".join(path.read_text() for path in paths) for paths in files)
     codes = [process.exitcode for process in ranks]
+    assert not NO_HOME.exists(), "every cache was redirected to the home of its test"
     return subprocess.CompletedProcess(work.__name__, next(filter(None, codes), 0), out, err)
 
 
 def train_forked(
-    folder: Path, *flags: str, num_processes: int = 1, run: str = "run"
+    folder: Path, *flags: str, num_processes: int = 1, run: str = "run", **extra: str
 ) -> subprocess.CompletedProcess[str]:
     """Train the tiny model in `folder`, as `train_tiny` does, on so many processes."""
     (folder / "tiny.yaml").write_text(TINY_CONFIG)
-    prepared = ("--prepared_dir", str(folder / "home" / "tinystories_hf"))
-    words = ["--config", "tiny.yaml", "--output_dir", run, *prepared, *flags]
-    done = run_forked(folder, script, "train.py", words, num_processes=num_processes)
+    done = run_forked(
+        folder,
+        script,
+        "train.py",
+        ["--config", "tiny.yaml", "--output_dir", run, *flags],
+        num_processes=num_processes,
+        variables={"HF_HOME": str(folder / "home"), **extra},
+    )
     assert done.returncode == 0, done.stderr
     return done
 
@@ -88,6 +109,35 @@ def script(name: str, flags: list[str]) -> None:
     """Run a script of the project, with flags, in this process."""
     sys.argv = [str(ROOT / "scripts" / name), *flags]
     runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def code(source: str, arguments: list[str]) -> None:
+    """Run Python code, with arguments, in this process."""
+    sys.argv = ["-c", *arguments]
+    exec(compile(source, "<string>", "exec"), {"__name__": "__main__"})
+
+
+def redirect(home: str, endpoint: str) -> None:
+    """Replace the home and the Hub's address that the libraries of this process have read.
+
+    They keep them in module variables, and huggingface_hub in the clients that modules share.
+    """
+    changes = {str(NO_HOME): home, NO_HUB: endpoint}
+
+    def changed(value: object) -> object:
+        text = str(value)
+        for old, new in changes.items():
+            text = text.replace(old, new)
+        return type(value)(text)  # type: ignore[call-arg]
+
+    others = [found for name, found in sys.modules.items() if not name.startswith("torch")]
+    for module in others:
+        for name, value in list(vars(module).items()):
+            if isinstance(value, (str, Path)):
+                if any(old in str(value) for old in changes):
+                    setattr(module, name, changed(value))
+            elif isinstance(value, HfApi):
+                value.endpoint = endpoint
 
 
 def launched(rank: int, processes: int, port: int) -> dict[str, str]:
@@ -130,6 +180,7 @@ def _call(
 ) -> None:
     os.chdir(folder)
     os.environ.update(extra)
+    redirect(os.environ["HF_HOME"], os.environ["HF_ENDPOINT"])
     for number, path in enumerate(said, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     work(*arguments)
