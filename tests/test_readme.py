@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,8 @@ import pytest
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT
+from tests.support.forked import code, run_forked
 from tinystories_hf.benchmark.run import parse_benchmark_arguments
 from tinystories_hf.config.command_line import parse_arguments
 from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
@@ -144,13 +143,8 @@ def test_the_workflow_and_the_commit_hooks_run_what_make_runs() -> None:
 def test_a_snippet_of_the_readme_runs(snippet: str, trained_run: Path, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "xs").symlink_to(trained_run)
-    done = subprocess.run(
-        [sys.executable, "-c", snippet],
-        cwd=tmp_path,
-        env=environment(tmp_path / "home"),
-        capture_output=True,
-        text=True,
-    )
+    home = {"HF_HOME": str(tmp_path / "home")}
+    done = run_forked(tmp_path, code, snippet, [], variables=home)
     assert done.returncode == 0, done.stderr
 
 

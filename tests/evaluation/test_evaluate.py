@@ -3,14 +3,13 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT
 from tests.support.forked import run_forked, script, train_forked
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.loopback_state import StoredRepository
@@ -30,18 +29,9 @@ PICTURES = set(DRAWN)
 
 
 def evaluate(folder: Path, *flags: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Evaluate in a forked process; by the true command where the environment is given."""
-    if not extra:
-        home = ("--prepared_dir", str(folder / "home" / "tinystories_hf"))
-        return run_forked(folder, script, "evaluate.py", [*flags, *home])
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *flags],
-        cwd=folder,
-        env=environment(folder / "home", **extra),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    """Evaluate in a forked process."""
+    variables = {"HF_HOME": str(folder / "home"), **extra}
+    return run_forked(folder, script, "evaluate.py", list(flags), variables=variables)
 
 
 @pytest.fixture(scope="session")

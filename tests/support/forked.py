@@ -44,6 +44,53 @@ def begin_server() -> None:
         forkserver.ensure_running()
 
 
+class ForkedProcess:
+    """A function at work in a process of its own, with the methods of a Popen."""
+
+    def __init__(
+        self,
+        folder: Path,
+        said: tuple[Path, Path],
+        work: Callable[..., object],
+        *arguments: object,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """Call a function in `folder`, in a session of its own; its output is added to `said`.
+
+        `variables` is added to the environment; of those that libraries read when they are
+        imported, `HF_HOME` and `HF_ENDPOINT` take effect.
+        """
+        begin_server()
+        for path in said:
+            path.touch()
+        self.process = FORKS.Process(
+            target=_call, args=(folder, dict(variables or {}), said, work, arguments)
+        )
+        self.process.start()
+        assert self.process.pid is not None
+        self.pid = self.process.pid
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while the process runs."""
+        return self.process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code once the process has ended."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("a forked process", timeout or 0)
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kill the process."""
+        self.process.kill()
+
+
 def run_forked(
     folder: Path,
     work: Callable[..., object],
@@ -53,39 +100,50 @@ def run_forked(
 ) -> subprocess.CompletedProcess[str]:
     """Call a function in `folder`, in so many processes; return the first exit code that is not 0.
 
-    Their output is returned one after the other, in the order of their ranks. `variables` is added
-    to their environment; of those that libraries read when they are imported, `HF_HOME` and
-    `HF_ENDPOINT` take effect.
+    Their output is returned one after the other, in the order of their ranks.
     """
-    variables = variables or {}
-    begin_server()
     port = free_port()
     with tempfile.TemporaryDirectory() as said:
-        files = [[Path(said) / f"{rank}{name}" for rank in range(num_processes)] for name in "oe"]
-        ranks = [
-            FORKS.Process(
-                target=_call,
-                args=(
-                    folder,
-                    {**launched(rank, num_processes, port), **variables},
-                    (out, err),
-                    work,
-                    arguments,
-                ),
-            )
-            for rank, (out, err) in enumerate(zip(*files, strict=True))
+        streams = [
+            (Path(said) / f"{rank}o", Path(said) / f"{rank}e") for rank in range(num_processes)
         ]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join(timeout=300)
-            if process.is_alive():
-                process.kill()
-                process.join()
-        out, err = ("".join(path.read_text() for path in paths) for paths in files)
-    codes = [process.exitcode for process in ranks]
+        ranks = [
+            ForkedProcess(
+                folder,
+                streams[rank],
+                work,
+                *arguments,
+                variables={**launched(rank, num_processes, port), **(variables or {})},
+            )
+            for rank in range(num_processes)
+        ]
+        for rank in ranks:
+            try:
+                rank.wait(300)
+            except subprocess.TimeoutExpired:
+                rank.kill()
+        codes = [rank.wait() for rank in ranks]
+        out, err = (
+            "".join(path.read_text() for path in paths) for paths in zip(*streams, strict=True)
+        )
     assert not NO_HOME.exists(), "every cache was redirected to the home of its test"
     return subprocess.CompletedProcess(work.__name__, next(filter(None, codes), 0), out, err)
+
+
+def start_forked(folder: Path, *flags: str, memory: int | None = None) -> ForkedProcess:
+    """Start a run of the tiny model; what it prints is added to out.txt and err.txt.
+
+    `memory` is how many bytes it may take beyond those that it has.
+    """
+    (folder / "tiny.yaml").write_text(TINY_CONFIG)
+    words = ["--config", "tiny.yaml", *flags]
+    return ForkedProcess(
+        folder,
+        (folder / "out.txt", folder / "err.txt"),
+        script,
+        *("train.py", words, memory),
+        variables={"HF_HOME": str(folder / "home")},
+    )
 
 
 def train_forked(
@@ -105,8 +163,10 @@ def train_forked(
     return done
 
 
-def script(name: str, flags: list[str]) -> None:
+def script(name: str, flags: list[str], memory: int | None = None) -> None:
     """Run a script of the project, with flags, in this process."""
+    if memory is not None:
+        leave_memory(memory)
     sys.argv = [str(ROOT / "scripts" / name), *flags]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
@@ -178,9 +238,10 @@ def _call(
     work: Callable[..., object],
     arguments: tuple[object, ...],
 ) -> None:
+    os.setsid()
     os.chdir(folder)
     os.environ.update(extra)
     redirect(os.environ["HF_HOME"], os.environ["HF_ENDPOINT"])
     for number, path in enumerate(said, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     work(*arguments)

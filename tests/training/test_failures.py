@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from tests.conftest import LAUNCH, TINY_CONFIG, start
-from tests.support.forked import run_forked, script
+from tests.support.forked import ForkedProcess, run_forked, script, start_forked
 from tinystories_hf.core.errors import RunError
 from tinystories_hf.training.failures import StepLoss, check_losses, check_weights
 
 LONG = ("--max_steps", "100000", "--save_steps", "20", "--eval_steps", "100000")
 
 
-def wait_for(folder: Path, words: str, running: subprocess.Popen[str]) -> None:
+def wait_for(folder: Path, words: str, running: subprocess.Popen[str] | ForkedProcess) -> None:
     for _ in range(1200):
         if words in (folder / "out.txt").read_text():
             return
@@ -49,7 +49,7 @@ def test_the_first_loss_that_is_not_finite_is_reported() -> None:
 
 def test_a_run_that_diverges_stops_and_keeps_its_last_valid_checkpoint(tmp_path: Path) -> None:
     wild = ("--learning_rate", "1e18", "--warmup_steps", "5", "--max_grad_norm", "0")
-    running = start(tmp_path, *wild, "--save_steps", "1", "--eval_steps", "100")
+    running = start_forked(tmp_path, *wild, "--save_steps", "1", "--eval_steps", "100")
     assert running.wait(timeout=120) == 1
     (line,) = (tmp_path / "err.txt").read_text().splitlines()
     assert "at step" in line
@@ -63,8 +63,8 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_valid_checkpoint(tmp_path:
 
 def test_an_out_of_memory_error_names_the_settings_to_change(tmp_path: Path) -> None:
     large = ("--global_batch_size", "1024", "--per_device_train_batch_size", "1024",
-             "--hidden_size", "256", "--num_layers", "8")  # fmt: skip
-    running = start(tmp_path, *large, limit="ulimit -v 4500000;")
+             "--hidden_size", "128", "--num_layers", "8")  # fmt: skip
+    running = start_forked(tmp_path, *large, memory=2**30)
     assert running.wait(timeout=200) == 1
     (line,) = (tmp_path / "err.txt").read_text().splitlines()
     assert "out of memory with per_device_train_batch_size 1024 and context_length 64" in line
@@ -72,7 +72,7 @@ def test_an_out_of_memory_error_names_the_settings_to_change(tmp_path: Path) -> 
 
 
 def test_the_second_run_in_one_directory_is_refused(tmp_path: Path) -> None:
-    both = [start(tmp_path, *LONG) for _ in range(2)]
+    both = [start_forked(tmp_path, *LONG) for _ in range(2)]
     try:
         for _ in range(600):
             ended = [running for running in both if running.poll() is not None]
@@ -80,7 +80,7 @@ def test_the_second_run_in_one_directory_is_refused(tmp_path: Path) -> None:
                 break
             time.sleep(0.1)
         (refused,) = ended
-        assert refused.returncode == 2
+        assert refused.poll() == 2
         said = (tmp_path / "err.txt").read_text()
         assert "another run is writing into run" in said or "already contains a run" in said
         (other,) = [running for running in both if running is not refused]
@@ -92,7 +92,7 @@ def test_the_second_run_in_one_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_crashed_data_loader_worker_ends_the_run_with_one_message(tmp_path: Path) -> None:
-    running = start(tmp_path, *LONG, "--dataloader_num_workers", "1")
+    running = start_forked(tmp_path, *LONG, "--dataloader_num_workers", "1")
     wait_for(tmp_path, "loss", running)
     (worker,) = psutil.Process(running.pid).children()
     worker.kill()

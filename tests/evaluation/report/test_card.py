@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
 
-from tests.conftest import environment
+from tests.support.forked import code, run_forked
 from tinystories_hf.evaluation.report.card import default_prompts, render_card, template_path
 
 
@@ -177,12 +175,7 @@ def test_the_template_is_at_the_top_of_the_checkout() -> None:
 
 def test_the_snippet_of_the_card_runs(trained_run: Path, tmp_path: Path) -> None:
     (snippet,) = re.findall(r"```python\n(.*?)```", (trained_run / "README.md").read_text(), re.S)
-    done = subprocess.run(
-        [sys.executable, "-c", snippet],
-        cwd=trained_run.parent,
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-    )
+    home = {"HF_HOME": str(tmp_path)}
+    done = run_forked(trained_run.parent, code, snippet, [], variables=home)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Once upon a time")

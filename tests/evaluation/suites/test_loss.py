@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from transformers import (
 )
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoForCausalLM as Stock
 
-from tests.conftest import LAUNCH, ROOT, SHARED, environment
+from tests.conftest import SHARED
 from tests.support.bars import Bars
 from tests.support.forked import run_forked, script
 from tests.support.kinds import byte_fallback, word_piece
@@ -398,13 +397,11 @@ def test_two_processes_measure_the_same_loss(trained_run: Path, tmp_path: Path) 
     measured = []
     for name in ("one", "two"):
         flags = ["--model", str(trained_run), "--suite", "loss", "--output_dir", name]
-        if name == "one":
-            done = run_forked(tmp_path, script, "evaluate.py", flags)
-        else:
-            done = subprocess.run(
-                [*LAUNCH, "--num_processes", "2", str(ROOT / "scripts/evaluate.py"), *flags],
-                cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True,
-            )  # fmt: skip
+        processes = 1 if name == "one" else 2
+        home = {"HF_HOME": str(tmp_path)}
+        done = run_forked(
+            tmp_path, script, "evaluate.py", flags, num_processes=processes, variables=home
+        )
         assert done.returncode == 0, done.stderr
         measured.append(json.loads((tmp_path / name / "eval_results.json").read_text())["loss"])
     at_the_end = json.loads((trained_run / "eval_results.json").read_text())["loss"]
