@@ -1,31 +1,12 @@
-"""The cost of a step, computed from the shape of the model: operations and bytes.
-
-Counted for this package: attention without score matrices, the head in chunks, bf16 autocast over
-fp32 weights, AdamW.
-"""
+"""The matrix operations of a training step, computed from the shape of the model."""
 
 from __future__ import annotations
 
 from tinystories_hf.config.arguments import ModelArguments
 
-FP32_BYTES, BF16 = 4, 2
-# Read forward and backward, gradient written and read, then AdamW: 3 read, 3 written.
-MOVED_BYTES = 10 * FP32_BYTES
-
-
-def block_parameters(shape: ModelArguments) -> int:
-    """Return the parameters of all blocks and the final norm."""
-    hidden, inner = shape.hidden_size, inner_size(shape)
-    attention = 4 * hidden**2 + hidden  # query, key and value without a bias
-    mlp = 2 * hidden * inner + inner + hidden
-    return shape.num_layers * (attention + mlp + 4 * hidden) + 2 * hidden
-
-
-def parameter_count(shape: ModelArguments) -> int:
-    """Return the number of parameters; the tied head counts once."""
-    return block_parameters(shape) + shape.hidden_size * (
-        shape.vocab_size + shape.max_position_embeddings
-    )
+# Bytes that a step moves for each fp32 parameter: the weight is read in both passes, the gradient
+# written and read, then AdamW reads three values and writes three.
+MOVED_BYTES = 10 * 4
 
 
 def inner_size(shape: ModelArguments) -> int:
@@ -59,14 +40,3 @@ def operations_per_token(shape: ModelArguments, context: int) -> int:
     """
     seen = sum(attention_operations(shape, kind, context) for kind in ("global", "local"))
     return 6 * matrix_weights(shape) + seen
-
-
-def counted_checkpoint_bytes(shape: ModelArguments) -> int:
-    """Return the bytes of a checkpoint: weights and the two states of AdamW."""
-    return 3 * FP32_BYTES * parameter_count(shape)
-
-
-def sharded_checkpoint_bytes(shape: ModelArguments) -> int:
-    """Return the same under fsdp.yaml: the weights once more, with the tied head written twice."""
-    again = parameter_count(shape) + shape.hidden_size * shape.vocab_size
-    return counted_checkpoint_bytes(shape) + FP32_BYTES * again
