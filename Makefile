@@ -7,11 +7,11 @@ QUICKSTART := runs/quickstart
 # Decides the order of the tests, which must not matter: `make test SEED=2` tries another one.
 SEED ?= 1
 
-.PHONY: quickstart test test-latest test-oldest check lock clean
+.PHONY: quickstart test test-fast test-latest test-oldest check lock clean
 
 quickstart: $(VENV)/installed
 	@if [ -e $(QUICKSTART)/eval_results.json ]; then \
-		echo "$(QUICKSTART) is trained already; remove it to train again. Three stories of its:"; \
+		echo "$(QUICKSTART) is trained already; remove it to train again. Three of its stories:"; \
 		$(BIN)/python scripts/generate.py --model $(QUICKSTART) --prompt \
 			"Once upon a time there was a little girl named Mia." \
 			"One day, a clever fox named Ben went to the" \
@@ -24,11 +24,16 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-dev check
 	$(BIN)/python -m pytest -n 2 --randomly-seed=$(SEED)
 
+# The everyday loop: without the tests that start processes of their own.
+test-fast: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n 2 --randomly-seed=$(SEED) -m "not slow and not launches"
+
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
 	$(BIN)/mypy
 
 # The newest versions of all dependencies, and the oldest that pyproject.toml allows, each in an
