@@ -1,35 +1,34 @@
-"""What the README says is done: its commands parse, its snippets run, its numbers are recorded."""
+"""The README and docs/: commands parse, snippets run, paths exist, numbers are recorded."""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
 from tests.conftest import ROOT
 from tests.support.forked import code, run_forked
+from tinystories_hf.benchmark.counting import operations_per_token
 from tinystories_hf.benchmark.run import parse_benchmark_arguments
 from tinystories_hf.config.command_line import parse_arguments
 from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
+from tinystories_hf.evaluation.report.paper import TRAINING_TOKENS
 from tinystories_hf.generation.arguments import parse_generation_arguments
 from tinystories_hf.hub.arguments import SpaceRequest, parse_push_arguments
+from tinystories_hf.model.modeling import GPTNeoForCausalLM, build_config, count_parameters
 from tinystories_hf.web.arguments import parse_export_arguments, parse_page_arguments
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-RUNNING = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
-SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-PAGE = (ROOT / "docs" / "page.md").read_text(encoding="utf-8")
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in DOCS}
 LAUNCHER_FLAGS = {
     **dict.fromkeys(("--config_file", "--num_processes", "--num_machines", "--machine_rank"), 1),
     **dict.fromkeys(("--main_process_ip", "--main_process_port"), 1),
@@ -46,7 +45,7 @@ def commands(text: str) -> list[list[str]]:
 
 SCRIPT_COMMANDS = [
     words
-    for text in (README, RESULTS, BENCHMARKS, EVALUATION, RUNNING, SCALING, DATA, PAGE)
+    for text in (README, *PAGES.values())
     for words in commands(text)
     if any(word.startswith("scripts/") for word in words)
 ]
@@ -118,11 +117,14 @@ def test_the_quickstart_needs_no_launcher_and_takes_one_gpu() -> None:
     assert 'CUDA_VISIBLE_DEVICES="$${CUDA_VISIBLE_DEVICES-0}"' in quickstart
 
 
-def test_make_targets_of_the_readme_exist() -> None:
-    targets = re.findall(r"^make (\w+)", README, re.MULTILINE)
-    assert {"quickstart", "test"} <= set(targets)
-    makefile = (ROOT / "Makefile").read_text()
-    assert all(f"\n{target}:" in makefile for target in targets)
+def test_documented_make_targets_exist() -> None:
+    text = README + PAGES["contributing.md"]
+    targets = set(re.findall(r"^make ([\w-]+)", text, re.MULTILINE))
+    assert {"quickstart", "test", "check", "test-fast"} <= targets
+    targets |= set(re.findall(r"`make ([\w-]+)[`\s]", text))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    rules = re.findall(r"^([\w -]+):(?!=)", makefile, re.MULTILINE)
+    assert targets <= {name for rule in rules for name in rule.split()}
     assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
 
 
@@ -139,12 +141,15 @@ def test_the_workflow_and_the_commit_hooks_run_what_make_runs() -> None:
     assert {Path(entry).name for entry in entries} == set(re.findall(r"\(BIN\)/([\w-]+)", checks))
 
 
-@pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_a_snippet_of_the_readme_runs(snippet: str, trained_run: Path, tmp_path: Path) -> None:
+def test_the_documented_snippets_run(trained_run: Path, tmp_path: Path) -> None:
+    """All in one process: importing torch and transformers takes most of the time."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "xs").symlink_to(trained_run)
+    found = [re.findall(r"```python\n(.*?)```", text, re.S) for text in (README, *PAGES.values())]
+    snippets = [snippet for of_a_page in found for snippet in of_a_page]
+    assert len(snippets) >= 3
     home = {"HF_HOME": str(tmp_path / "home")}
-    done = run_forked(tmp_path, code, snippet, [], variables=home)
+    done = run_forked(tmp_path, code, "\n".join(snippets), [], variables=home)
     assert done.returncode == 0, done.stderr
 
 
@@ -190,24 +195,44 @@ def test_every_path_of_the_layout_exists_and_every_room_is_in_it() -> None:
     assert {f"tinystories_hf/{room}/" for room in rooms} <= set(paths)
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub derives them."""
+    headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=lambda path: path.name)
 def test_every_path_and_link_of_the_documentation_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for path in re.findall(r"`((?:tinystories_hf|tests|configs|scripts)/[\w./-]+)`", text):
-        assert (ROOT / path).exists(), path
-    for link in re.findall(r"\]\(([\w./-]+)[)#]", text):
-        assert (page.parent / link).exists(), link
+    for path in re.findall(r"`((?:tinystories_hf|tests|configs|scripts)/[\w./-]+|\w+\.md)`", text):
+        named_by_a_run = path in ("README.md", "samples.md", "evaluation.md")
+        assert named_by_a_run or (ROOT / path).exists(), path
+    for link, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", text):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), anchor
+
+
+def test_the_index_links_every_page() -> None:
+    linked = set(re.findall(r"\]\(([\w.]+)\)", PAGES["README.md"]))
+    assert linked == set(PAGES) - {"README.md"}
+
+
+def test_where_to_change_what_has_a_file_for_each_of_the_ten_questions() -> None:
+    _, _, *rows = table(PAGES["architecture.md"], "## Where to change what")
+    assert len(rows) == 10
+    assert all(re.search(r"`tinystories_hf/\w+/[\w/]+\.py`", row[1]) for row in rows)
 
 
 def test_the_pages_that_lead_are_short() -> None:
     assert len(README.splitlines()) <= 150
-    assert len(SCALING.splitlines()) <= 120
+    assert len(PAGES["scaling.md"].splitlines()) <= 120
 
 
 STATED = README.split("## Results")[1].split("## Quick start")[0]
 
 
-@pytest.mark.parametrize("text", [STATED, RESULTS], ids=["README", "docs/results.md"])
+@pytest.mark.parametrize("text", [STATED, PAGES["results.md"]], ids=["README", "docs/results.md"])
 def test_a_loss_that_is_stated_is_one_that_is_recorded(text: str) -> None:
     recorded = {
         number
@@ -220,3 +245,57 @@ def test_a_loss_that_is_stated_is_one_that_is_recorded(text: str) -> None:
     stated = set(re.findall(r"\b\d\.\d{4}\b", text))
     assert stated
     assert stated <= recorded
+
+
+def test_the_stated_speed_is_the_recorded_one() -> None:
+    path = ROOT / "docs" / "results" / "benchmark-cpu.json"
+    steps = json.loads(path.read_text(encoding="utf-8"))["parts"]["step"]
+    ratios = [step["ours"]["median"] / step["stock"]["median"] for step in steps]
+    stated = f"{min(ratios):.0f} to {max(ratios):.0f} times as fast as stock Transformers"
+    assert stated in " ".join(README.split())
+
+
+SHAPES = {"XS": (64, 8), "TinyStories-8M": (256, 8), "TinyStories-33M": (768, 4)}
+
+
+def test_the_computed_table_of_the_scaling_page_is_what_is_computed() -> None:
+    _, _, *rows = table(PAGES["scaling.md"], "## What limits a step")
+    assert [row[0] for row in rows] == list(SHAPES)
+    for name, *stated in rows:
+        hidden_size, num_layers = SHAPES[name]
+        positions = 512 if name == "XS" else 2048
+        shape = replace(
+            parse_arguments([]).model,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            max_position_embeddings=positions,
+        )
+        with torch.device("meta"):
+            counts = count_parameters(GPTNeoForCausalLM(build_config(shape, 0)))
+        operations = operations_per_token(shape, 512)
+        head = 6 * hidden_size * shape.vocab_size / operations
+        computed = [f"{counts.total:,}", f"{counts.blocks:,}", f"{operations / 1e6:.0f}"]
+        assert stated == [*computed, f"{head:.0%}"], name
+
+
+def test_the_other_numbers_of_the_scaling_page_are_computed_or_recorded() -> None:
+    text = " ".join(PAGES["scaling.md"].split())
+    parameters = 3_647_680
+    # In bf16 each logit is written; read and widened; in fp32 read and written by log-softmax, by
+    # softmax and by the mask of the labels; read and narrowed; read by two products.
+    logit_bytes = 2 + (2 + 4) + 3 * (4 + 4) + (4 + 2) + 2 * 2
+    rates = {}
+    for name in ("benchmark-cpu", "benchmark-preparation-cpu"):
+        recorded = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text("utf-8"))
+        rates[name] = recorded["parts"]["preparation"]["ours"]["median"]
+    batch = parse_arguments([]).training.global_batch_size
+    stated = [
+        f"The {batch} sequences of an XS step are {batch // 8} per GPU on eight GPUs",
+        f"{2 * 7 / 8 * 4 * parameters / 1e6:.0f} MB for XS on eight GPUs",
+        f"moves about {logit_bytes} bytes per logit",
+        f"states (16 bytes per parameter in fp32, computed) of {80 // 16} billion parameters",
+        f"{rates['benchmark-cpu']:,.0f} tokens/s on two cores (measured)",
+        f"{TRAINING_TOKENS / rates['benchmark-preparation-cpu'] / 60:.1f} minutes for all of",
+        f"at {rates['benchmark-preparation-cpu']:,.0f} tokens/s (measured",
+    ]
+    assert [sentence for sentence in stated if sentence not in text] == []
