@@ -68,6 +68,22 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return argname if isinstance(val, bytes) else None
 
 
+LAUNCHING_FIXTURES = {"run_script", "launch_script", "run_code", "launch_code", "trained_run"}
+LAUNCHING_CALLS = {"subprocess", "train_tiny", "train_forked", "run_forked", "start", "soak"}
+LAUNCHING_FILES = {"test_sanitizers.py", "test_disk_full.py", "test_scale_out.py",
+                   "test_sharding.py", "test_signals.py", "test_page_in_browser.py"}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start processes of their own, which `make test-fast` leaves out."""
+    for item in items:
+        calls = set(getattr(item, "function", environment).__code__.co_names)
+        fixtures = set(getattr(item, "fixturenames", ()))
+        launching = calls & LAUNCHING_CALLS or fixtures & LAUNCHING_FIXTURES
+        if launching or item.path.name in LAUNCHING_FILES:
+            item.add_marker("launches")
+
+
 def environment(home: Path, **extra: str) -> dict[str, str]:
     """Return a clean environment for a subprocess: own caches, no Hub, one thread."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "ACCELERATE_"))}

@@ -20,14 +20,25 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import sys
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from tests.support.loopback_handler import handler_of
 from tests.support.loopback_state import KINDS, Account, Fault, StoredRepository
+
+
+class QuietServer(ThreadingHTTPServer):
+    """A server that prints no traceback when a client closes its connection early."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Report an error of a request, unless the client has gone, as one that is killed does."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 @dataclass
@@ -60,7 +71,7 @@ class LoopbackHub:
 
     def start(self) -> None:
         """Serve on `port`, or on any free one if it is 0."""
-        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), handler_of(self))
+        self.server = QuietServer(("127.0.0.1", self.port), handler_of(self))
         self.server.daemon_threads = True
         self.port = self.server.server_address[1]
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
