@@ -110,7 +110,7 @@ def test_the_prompts_of_the_user_are_offered_and_the_defaults_only_for_english_s
         record["configuration"]["training"]["sample_prompts"] = default_prompts()
 
     own = changed(trained_run, tmp_path / "a", trained_on(hub="me/histoires", split="train"))
-    assert 'widget:\n  - text: "Once upon a time"' in own
+    assert "widget:\n- text: Once upon a time" in own
     assert "widget:" not in changed(trained_run, tmp_path / "b", default)
 
 

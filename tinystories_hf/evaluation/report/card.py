@@ -9,6 +9,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
+
 from tinystories_hf.config.arguments import RunArguments
 from tinystories_hf.core.files import write_text
 from tinystories_hf.core.run_record import EVAL_RESULTS, SAMPLES_FILE, TRAIN_RESULTS, read_record
@@ -64,19 +66,29 @@ def card_facts(run_dir: Path, model_id: str, stated: Mapping[str, Any]) -> dict[
     configuration, dataset = record["configuration"], record["dataset"]
     results = json.loads((run_dir / TRAIN_RESULTS).read_text(encoding="utf-8"))
     evaluated = read_results(run_dir / EVAL_RESULTS)
-    evaluation = evaluated["loss"]["packed"]
     last_samples = (run_dir / SAMPLES_FILE).read_text(encoding="utf-8").split("\n## Step ")[-1]
     source, hub = dataset["train"]["source"], {**configuration.get("hub", {}), **stated}
     is_tinystories, is_toy = source.get("hub") == TINYSTORIES, "toy" in source
     prompts = configuration["training"]["sample_prompts"]
     # The default prompts are English: they fit only an English dataset.
     of_the_text = is_tinystories or is_toy or prompts != default_prompts()
+    name = model_id.rpartition("/")[2]
+    metadata = ModelCardData(
+        # Only the author can give a licence, and the language of other text is not known here.
+        license=hub.get("license"),
+        language=hub.get("language") or (["en"] if is_tinystories or is_toy else None),
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["tinystories", "gpt_neo"] if is_tinystories else ["gpt_neo"],
+        datasets=[source["hub"]] if "hub" in source else None,
+        widget=[{"text": prompt} for prompt in prompts] if of_the_text else None,
+        model_name=name,
+        eval_results=_eval_results(dataset, evaluated["loss"]["packed"]) or None,
+    )
     return {
         **configuration,
-        # Only the author can give a licence, and the language of other text is not known here.
-        "license": hub.get("license"),
-        "language": hub.get("language") or (["en"] if is_tinystories or is_toy else []),
-        "name": model_id.rpartition("/")[2],
+        "front_matter": metadata.to_yaml(),
+        "name": name,
         "model_id": model_id,
         "dataset": dataset,
         "hub_dataset": source.get("hub"),
@@ -85,23 +97,39 @@ def card_facts(run_dir: Path, model_id: str, stated: Mapping[str, Any]) -> dict[
         "is_toy": is_toy,
         "parameters": record["parameters"],
         "prompts": prompts,
-        "widget": prompts if of_the_text else [],
         "results": results,
         "loss": evaluated["loss"],
         "readings": report.readings(evaluated["loss"]),
         "with_interval": report.with_interval,
         "other_suites": report.other_suites(evaluated),
-        "metrics": [
-            {"type": key, "name": name, "value": evaluation[key]}
-            for key, name in METRIC_NAMES.items()
-            if math.isfinite(evaluation[key])
-        ],
         "paper_loss": _paper_loss(configuration["model"]) if is_tinystories else None,
         "samples": last_samples.partition("\n")[2].strip().split("\n\n"),
         "session": record["sessions"][-1],
         "resumed": len(record["sessions"]) > 1,
         "energy_kwh": _energy_kwh(record["sessions"], results["training_seconds"]),
     }
+
+
+def _eval_results(dataset: dict[str, Any], loss: dict[str, Any]) -> list[EvalResult]:
+    """Return the finite metrics of the packed loss, for the `model-index` of the card."""
+    validation = dataset["validation"]["source"]
+    on_hub = dataset["train"]["source"].get("hub")
+    kind = "toy" if dataset["name"] == "toy" else "text"
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Text Generation",
+            dataset_type=on_hub or kind,
+            dataset_name=on_hub or dataset["name"],
+            dataset_split=validation.get("split", "validation"),
+            dataset_revision=validation["commit"] if on_hub else None,
+            metric_type=key,
+            metric_name=name,
+            metric_value=loss[key],
+        )
+        for key, name in METRIC_NAMES.items()
+        if math.isfinite(loss[key])
+    ]
 
 
 def default_prompts() -> list[str]:
