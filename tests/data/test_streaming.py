@@ -28,12 +28,11 @@ from tinystories_hf.data.manifest import (
 from tinystories_hf.data.prepare import prepare
 from tinystories_hf.data.splits import Split
 from tinystories_hf.data.streaming import StreamedRows, shuffled
+from tinystories_hf.data.training_rows import training_rows
 from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
 from tinystories_hf.evaluation.validation import read_validation
-from tinystories_hf.training.batch import plan_batch
 from tinystories_hf.training.resume import where_to_start
 from tinystories_hf.training.signals import StopRequest
-from tinystories_hf.training.train import check_enough_rows, training_rows
 
 Parse = Callable[..., Arguments]
 AUTO = ("--resume_from_checkpoint", "auto")
@@ -62,7 +61,7 @@ def stream_of(
     prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
     if read is not None:
         prepared = replace(prepared, stream=Split({}, lambda _: read()))
-    rows = training_rows(arguments, prepared)
+    rows = training_rows(prepared, arguments.data, arguments.training.order_seed)
     assert isinstance(rows, StreamedRows)
     return rows
 
@@ -217,7 +216,7 @@ def test_a_text_shorter_than_one_row_is_an_error(streaming: Parse, stories: list
     prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
     prepared = replace(prepared, stream=Split({}, lambda _: iter(stories)))
     with pytest.raises(UserError, match=r"train split of .* tokens, fewer than one row"):
-        check_enough_rows(training_rows(arguments, prepared), plan_batch(arguments.training, 1))
+        training_rows(prepared, arguments.data, 0).check_one_step(8)
     with pytest.raises(RunError, match=r"pass 1 had .* 0 rows;"):
         next(iter(stream_of(arguments, lambda: iter(stories))))
 

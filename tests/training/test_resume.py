@@ -19,11 +19,12 @@ from tests.training.test_checkpoints import flip
 from tinystories_hf.config.command_line import Arguments
 from tinystories_hf.core.errors import Stopped, UserError
 from tinystories_hf.data.prepare import prepare
+from tinystories_hf.data.training_rows import training_rows
 from tinystories_hf.model.modeling import build_model
 from tinystories_hf.training.batch import BatchPlan, plan_batch
 from tinystories_hf.training.resume import check_same_run, setting_differences, where_to_start
 from tinystories_hf.training.signals import StopRequest
-from tinystories_hf.training.train import build_trainer, train_steps, training_rows
+from tinystories_hf.training.train import build_trainer, train_steps
 from tinystories_hf.training.trainer import StoryTrainer
 from tinystories_hf.training.trainer_arguments import build_trainer_arguments
 
@@ -44,7 +45,7 @@ def trainer_of(arguments: Arguments, stop: StopRequest | None = None) -> StoryTr
     set_seed(arguments.training.seed)
     model = build_model(arguments.model, prepared.tokenizer, arguments.data.context_length)
     Path(arguments.training.output_dir).mkdir(exist_ok=True)
-    rows = training_rows(arguments, prepared)
+    rows = training_rows(prepared, arguments.data, arguments.training.order_seed)
     return build_trainer(arguments, plan, settings, prepared, rows, model, stop)
 
 

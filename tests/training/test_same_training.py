@@ -13,9 +13,10 @@ from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
 from tinystories_hf.config.command_line import Arguments, parse_arguments
 from tinystories_hf.data.prepare import prepare
+from tinystories_hf.data.training_rows import training_rows
 from tinystories_hf.model.modeling import build_config, build_model
 from tinystories_hf.training.batch import plan_batch
-from tinystories_hf.training.train import build_trainer, training_rows
+from tinystories_hf.training.train import build_trainer
 from tinystories_hf.training.trainer_arguments import build_trainer_arguments
 
 Parse = Callable[..., Arguments]
@@ -36,7 +37,7 @@ def train(path: str, arguments: Arguments, resume: Path | None = None) -> dict[i
     settings = build_trainer_arguments(arguments.training, plan)
     prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
     model = fresh(path, arguments, prepared.path)
-    rows = training_rows(arguments, prepared)
+    rows = training_rows(prepared, arguments.data, arguments.training.order_seed)
     trainer = build_trainer(arguments, plan, settings, prepared, rows, model)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     return {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}

@@ -45,11 +45,12 @@ from tinystories_hf.data.manifest import PreparedData, token_stream
 from tinystories_hf.data.packing import PackedRows
 from tinystories_hf.data.prepare import prepare
 from tinystories_hf.data.splits import END_OF_TEXT
+from tinystories_hf.data.training_rows import training_rows
 from tinystories_hf.generation.arguments import GenerationArguments
 from tinystories_hf.generation.generate import continue_prompts
 from tinystories_hf.model.modeling import story_generation_config
 from tinystories_hf.training.batch import plan_batch
-from tinystories_hf.training.train import build_trainer, training_rows
+from tinystories_hf.training.train import build_trainer
 from tinystories_hf.training.trainer import collate_rows
 from tinystories_hf.training.trainer_arguments import build_trainer_arguments
 
@@ -178,7 +179,7 @@ def _trainer_rate(arguments: Arguments, prepared: PreparedData, case: Case, name
             )
         else:
             ours = arguments._replace(training=training)
-            rows = training_rows(ours, prepared)
+            rows = training_rows(prepared, ours.data, ours.training.order_seed)
             trainer = build_trainer(ours, plan, settings, prepared, rows, model)
         trainer.add_callback(watch)
         trainer.train()

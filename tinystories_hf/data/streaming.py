@@ -32,6 +32,7 @@ import numpy as np
 from torch.utils.data import IterableDataset
 
 from tinystories_hf.core.errors import HOW_TO_RESUME, RunError, UserError
+from tinystories_hf.core.processes import is_main_process
 from tinystories_hf.data.cleaning import CleaningCounts, clean
 from tinystories_hf.data.packing import row_dtype
 from tinystories_hf.data.prepare import STORIES_PER_BATCH
@@ -68,8 +69,11 @@ class StreamedRows(IterableDataset[Row]):
     For the Trainer, the whole sequence is one epoch: it resumes by skipping the first batches, in
     whichever pass they are. If each pass were an epoch, its order would depend on `set_epoch` being
     called with the right number when a run resumes. `passes` holds the counts of each complete
-    pass.
+    pass. See `training_rows.TrainingRows` for the other attributes.
     """
+
+    has_epochs = False
+    reread_on_resume = True
 
     def __init__(
         self, split: Split, data: DataArguments, tokenizer: PreTrainedTokenizerFast, seed: int
@@ -79,6 +83,14 @@ class StreamedRows(IterableDataset[Row]):
         self.tokenizer = tokenizer
         self.seed = seed % 2**64  # like the Trainer's, it may be negative
         self.passes: list[Pass] = []
+        self.weight_settings = {"streaming": True, "shuffle_buffer": data.shuffle_buffer}
+
+    def describe(self) -> str:
+        """Return the length and the source of the rows."""
+        return (
+            f"{self.data.context_length} tokens each, streamed from {self.data.dataset}, shuffle"
+            f" buffer of {self.data.shuffle_buffer:,} rows"
+        )
 
     def __iter__(self) -> Iterator[Row]:
         """Iterate from the first row of the first pass.
@@ -106,12 +118,16 @@ class StreamedRows(IterableDataset[Row]):
             self.passes.append(seen)
             print(f"pass {number + 1:<7}{seen}", flush=True)
 
-    def require_a_row(self) -> None:
+    def check_one_step(self, global_batch_size: int) -> None:  # noqa: ARG002
         """Read until the first row, so that a text without one is reported before training.
+
+        One row is enough for a step of any size, since passes repeat. Only the main process reads.
 
         Raises:
             UserError: the stories cannot be read, or have fewer tokens than one row.
         """
+        if not is_main_process():
+            return
         seen = Pass()
         if not any(len(block) for block in self._blocks(seen)):
             raise UserError(

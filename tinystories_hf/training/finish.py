@@ -14,7 +14,7 @@ from tinystories_hf.core import environment, run_record
 from tinystories_hf.core.console import script_command
 from tinystories_hf.core.files import reporting_full_disk, sync, sync_tree, write_json
 from tinystories_hf.data.manifest import PreparedData
-from tinystories_hf.data.streaming import StreamedRows
+from tinystories_hf.data.training_rows import TrainingRows
 from tinystories_hf.evaluation.arguments import EvaluationArguments
 from tinystories_hf.evaluation.report.card import write_card
 from tinystories_hf.evaluation.report.plots import plot_loss
@@ -117,11 +117,10 @@ def training_results(trainer: StoryTrainer) -> dict[str, float]:
     checkpoint is counted.
     """
     steps = trainer.state.global_step
-    # The Trainer counts a stream as one epoch, whatever its length.
-    streamed = isinstance(trainer.train_dataset, StreamedRows)
+    rows: TrainingRows = trainer.train_dataset
     return {
         "steps": steps,
-        **({} if streamed else {"epochs": trainer.state.epoch}),
+        **({"epochs": trainer.state.epoch} if rows.has_epochs else {}),
         "tokens_seen": steps * trainer.tokens_per_step,
         "training_seconds": trainer.trained_seconds,
     }

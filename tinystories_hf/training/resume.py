@@ -38,6 +38,7 @@ def weight_settings(
     arguments: Arguments,
     plan: BatchPlan,
     manifest: Manifest,
+    rows: Mapping[str, Any],
     *,
     mixed_precision: str,
     compiled: bool,
@@ -46,6 +47,7 @@ def weight_settings(
 ) -> dict[str, Any]:
     """Return the settings that determine the weights, as JSON values.
 
+    `rows` are those of the training rows, see `TrainingRows.weight_settings`.
     The number of steps is included if the schedule depends on it. The number of processes and the
     per-device batch size are included if the model has dropout, because each process draws its own
     masks. Without dropout, they only change the order of floating-point sums.
@@ -53,15 +55,10 @@ def weight_settings(
     model, training = arguments.model, arguments.training
     has_dropout = any(getattr(model, name) for name in DROPOUTS)
     needs_length = training.lr_scheduler_type not in OPEN_ENDED_SCHEDULES
-    data = arguments.data
-    if data.streaming:
-        rows = {"streaming": True, "shuffle_buffer": data.shuffle_buffer}
-    else:
-        rows = {"training_rows": manifest.split("train").rows}
     names = ["vocab_sha256", "merges_sha256"]
     if manifest.tokenizer["merges_sha256"] is None:
         names.append("content_sha256")
-    if data.eos_token != END_OF_TEXT:
+    if arguments.data.eos_token != END_OF_TEXT:
         names.append("eos_token")
     tokenizer = {name: manifest.tokenizer[name] for name in names}
     return {

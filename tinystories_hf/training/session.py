@@ -16,6 +16,7 @@ from tinystories_hf.core.environment import (
 )
 from tinystories_hf.core.run_record import RUN_RECORD, RunRecord, Session, read_record
 from tinystories_hf.data.manifest import PreparedData
+from tinystories_hf.data.training_rows import TrainingRows
 from tinystories_hf.model.modeling import count_parameters
 from tinystories_hf.training.batch import BatchPlan
 from tinystories_hf.training.checkpoints import StartPoint
@@ -27,26 +28,12 @@ if TYPE_CHECKING:
     from tinystories_hf.model.modeling import ParameterReport
 
 
-def describe_rows(arguments: Arguments, prepared: PreparedData) -> str:
-    """Return a description of the training rows, for the log."""
-    data = arguments.data
-    if data.streaming:
-        return (
-            f"{data.context_length} tokens each, streamed from {data.dataset}, shuffle buffer of"
-            f" {data.shuffle_buffer:,} rows"
-        )
-    counts = prepared.manifest.split("train")
-    return (
-        f"{counts.rows:,} x {data.context_length} tokens = {counts.tokens_out:,} tokens, from"
-        f" {prepared.path}"
-    )
-
-
 def describe_run(
     arguments: Arguments, trainer: StoryTrainer, prepared: PreparedData, start: StartPoint
 ) -> RunRecord:
     """Write `run.json` and print the model, data, batch and device of the run."""
     run_dir = Path(arguments.training.output_dir)
+    rows: TrainingRows = trainer.train_dataset
     parameters = count_parameters(trainer.model)
     path = None if start.checkpoint is None else str(start.checkpoint.path)
     session = describe_session(
@@ -56,13 +43,13 @@ def describe_run(
     if trainer.is_world_process_zero():
         record.write(run_dir)
         print(f"model       {parameters}")
-        print(f"rows        {describe_rows(arguments, prepared)}")
+        print(f"rows        {rows.describe()}")
         print(f"batch       {trainer.plan} = {trainer.tokens_per_step:,} tokens")
         print(f"machine     {session.device}, mixed precision {session.mixed_precision}")
         for reason in start.skipped:
             print(f"skipped     {reason}")
         print(f"run         {run_dir}" + (f", resumed from {path}" if path else ""), flush=True)
-        if start.checkpoint and arguments.data.streaming:
+        if start.checkpoint and rows.reread_on_resume:
             tokens = start.checkpoint.record.step * trainer.tokens_per_step
             print(f"rereading   {tokens:,} tokens of the stream before the first step", flush=True)
         changed = version_differences(start.checkpoint) if start.checkpoint else None

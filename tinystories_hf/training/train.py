@@ -20,14 +20,14 @@ from tinystories_hf.core.device import (
     sharing_cores,
     should_compile,
 )
-from tinystories_hf.core.errors import HOW_TO_RESUME, RunError, Stopped, UserError, after_work_began
+from tinystories_hf.core.errors import HOW_TO_RESUME, RunError, Stopped, after_work_began
 from tinystories_hf.core.launcher import check_launch
 from tinystories_hf.core.processes import is_main_process, reporting_lost_process
 from tinystories_hf.core.progress import without_progress_bars
 from tinystories_hf.data.manifest import PreparedData
 from tinystories_hf.data.packing import PackedRows
 from tinystories_hf.data.prepare import prepare
-from tinystories_hf.data.streaming import StreamedRows
+from tinystories_hf.data.training_rows import TrainingRows, training_rows
 from tinystories_hf.generation.generate import encode_prompts
 from tinystories_hf.hub import publish
 from tinystories_hf.hub.publish import RunRepository
@@ -87,8 +87,8 @@ def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, fl
         with trainer_arguments.main_process_first(local=True, desc="preparing rows"):
             quiet = not is_main_process()
             prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=quiet)
-        rows = training_rows(arguments, prepared)
-        check_enough_rows(rows, plan)
+        rows = training_rows(prepared, arguments.data, arguments.training.order_seed)
+        rows.check_one_step(plan.global_batch_size)
         set_seed(arguments.training.seed)
         model = build_model(arguments.model, prepared.tokenizer, arguments.data.context_length)
         if should_compile(arguments.training.torch_compile):
@@ -213,39 +213,12 @@ def checkpoints_kept(trainer_arguments: TrainerArguments, steps: int) -> int:
     return saved if limit is None else min(saved, limit)
 
 
-def training_rows(arguments: Arguments, prepared: PreparedData) -> StreamedRows | PackedRows:
-    """Return the training rows, streamed or prepared."""
-    if prepared.stream is None:
-        return PackedRows(prepared.rows("train"))
-    training = arguments.training
-    seed = training.seed if training.data_seed is None else training.data_seed
-    return StreamedRows(prepared.stream, arguments.data, prepared.tokenizer, seed)
-
-
-def check_enough_rows(rows: StreamedRows | PackedRows, plan: BatchPlan) -> None:
-    """Check that there are enough training rows for one step.
-
-    One row is enough for a stream, which is repeated; only the main process checks it.
-
-    Raises:
-        UserError: there are too few rows.
-    """
-    if isinstance(rows, StreamedRows):
-        if is_main_process():
-            rows.require_a_row()
-    elif len(rows) < plan.global_batch_size:
-        raise UserError(
-            f"global_batch_size {plan.global_batch_size} exceeds the {len(rows)} training rows"
-            " (packed sequences); lower it or use more text"
-        )
-
-
 def build_trainer(
     arguments: Arguments,
     plan: BatchPlan,
     trainer_arguments: TrainerArguments,
     prepared: PreparedData,
-    rows: StreamedRows | PackedRows,
+    rows: TrainingRows,
     model: GPTNeoForCausalLM,
     stop: StopRequest | None = None,
 ) -> StoryTrainer:
@@ -260,6 +233,7 @@ def build_trainer(
         arguments,
         plan,
         prepared.manifest,
+        rows.weight_settings,
         mixed_precision=trainer_arguments.mixed_precision,
         compiled=should_compile(training.torch_compile),
         warmup_steps=trainer_arguments.get_warmup_steps(steps),
