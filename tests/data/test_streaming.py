@@ -61,7 +61,9 @@ def stream_of(
     prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
     if read is not None:
         prepared = replace(prepared, stream=Split({}, lambda _: read()))
-    rows = training_rows(prepared, arguments.data, arguments.training.order_seed)
+    training = arguments.training
+    seed = training.seed if training.data_seed is None else training.data_seed
+    rows = training_rows(prepared, arguments.data, seed)
     assert isinstance(rows, StreamedRows)
     return rows
 
@@ -161,11 +163,14 @@ def test_two_processes_train_on_the_same_stream_as_one(tmp_path: Path, tokenizer
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--max_steps", "-1"), "say how long to train with max_steps"),
-        (("--tokenizer", "train"), "tokenizer `train` reads every story first"),
-        (("--drop_duplicates",), "drop_duplicates and drop_validation_overlap remember"),
-        (("--drop_validation_overlap",), "drop_duplicates and drop_validation_overlap remember"),
-        (("--dataloader_num_workers", "1"), "dataloader_num_workers would read every story"),
+        (("--max_steps", "-1"), "a stream has no known length; set max_steps"),
+        (("--tokenizer", "train"), "tokenizer `train` would have to read all stories first"),
+        (("--drop_duplicates",), "drop_duplicates and drop_validation_overlap keep every"),
+        (("--drop_validation_overlap",), "drop_duplicates and drop_validation_overlap keep every"),
+        (
+            ("--dataloader_num_workers", "1"),
+            "worker would read every story; set",
+        ),
         (("--shuffle_buffer", "0"), "shuffle_buffer must be positive"),
     ],
 )
@@ -248,7 +253,7 @@ def test_evaluation_does_not_look_stories_up_in_a_stream(streaming: Parse, tmp_p
     assert read_validation(replace(data, streaming=False)).in_training is not None
     flags = ("--model", str(tmp_path), "--dataset", "toy", "--streaming")
     assert parse_evaluation_arguments([*flags, "--suite", "loss,cloze"]).data.streaming
-    with pytest.raises(UserError, match="index of all training text, which was streamed"):
+    with pytest.raises(UserError, match="index of the complete training split, which was streamed"):
         parse_evaluation_arguments([*flags, "--suite", "memorization"])
     also = ("--streaming", "false", "--suite", "stories,memorization")
     assert not parse_evaluation_arguments([*flags[:-1], *also]).data.streaming

@@ -45,7 +45,7 @@ def trainer_of(arguments: Arguments, stop: StopRequest | None = None) -> StoryTr
     set_seed(arguments.training.seed)
     model = build_model(arguments.model, prepared.tokenizer, arguments.data.context_length)
     Path(arguments.training.output_dir).mkdir(exist_ok=True)
-    rows = training_rows(prepared, arguments.data, arguments.training.order_seed)
+    rows = training_rows(prepared, arguments.data, settings.data_seed)
     return build_trainer(arguments, plan, settings, prepared, rows, model, stop)
 
 

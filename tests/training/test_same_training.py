@@ -37,7 +37,7 @@ def train(path: str, arguments: Arguments, resume: Path | None = None) -> dict[i
     settings = build_trainer_arguments(arguments.training, plan)
     prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
     model = fresh(path, arguments, prepared.path)
-    rows = training_rows(prepared, arguments.data, arguments.training.order_seed)
+    rows = training_rows(prepared, arguments.data, settings.data_seed)
     trainer = build_trainer(arguments, plan, settings, prepared, rows, model)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     return {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}

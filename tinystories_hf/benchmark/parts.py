@@ -42,10 +42,9 @@ from tinystories_hf.config.arguments import ModelArguments
 from tinystories_hf.config.command_line import Arguments
 from tinystories_hf.data.corpus import open_corpus
 from tinystories_hf.data.manifest import PreparedData, token_stream
-from tinystories_hf.data.packing import PackedRows
 from tinystories_hf.data.prepare import prepare
 from tinystories_hf.data.splits import END_OF_TEXT
-from tinystories_hf.data.training_rows import training_rows
+from tinystories_hf.data.training_rows import PreparedRows, training_rows
 from tinystories_hf.generation.arguments import GenerationArguments
 from tinystories_hf.generation.generate import continue_prompts
 from tinystories_hf.model.modeling import story_generation_config
@@ -78,7 +77,7 @@ class Bench:
 
     def first_rows(self) -> torch.Tensor:
         """Return as many training rows as a step has, (rows, context)."""
-        rows = PackedRows(self.prepared.rows("train"))
+        rows = PreparedRows(self.prepared)
         return collate_rows([rows[row] for row in range(self.rows)])["input_ids"]
 
     def cases(self) -> list[Case]:
@@ -179,7 +178,7 @@ def _trainer_rate(arguments: Arguments, prepared: PreparedData, case: Case, name
             )
         else:
             ours = arguments._replace(training=training)
-            rows = training_rows(prepared, ours.data, ours.training.order_seed)
+            rows = training_rows(prepared, ours.data, settings.data_seed)
             trainer = build_trainer(ours, plan, settings, prepared, rows, model)
         trainer.add_callback(watch)
         trainer.train()

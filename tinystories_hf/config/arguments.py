@@ -308,11 +308,6 @@ class RunArguments:
                     f"{name} above 1 is a number of steps and must be an integer, got {value}"
                 )
 
-    @property
-    def order_seed(self) -> int:
-        """Return the seed for the order of the training rows."""
-        return self.seed if self.data_seed is None else self.data_seed
-
 
 @dataclass(frozen=True)
 class HubArguments:

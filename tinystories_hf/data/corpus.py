@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from tinystories_hf.config.arguments import DataArguments
 from tinystories_hf.core.errors import reporting_unreadable
-from tinystories_hf.data.hub_files import hub_splits
-from tinystories_hf.data.local_files import file_splits, folder_splits, pattern_splits
+from tinystories_hf.data.readers.hub_files import hub_splits
+from tinystories_hf.data.readers.local_files import file_splits, folder_splits, pattern_splits
 from tinystories_hf.data.sources import parse_dataset
 from tinystories_hf.data.splits import Corpus, OptionalStory, ReportProgress, Split, hold_out
 

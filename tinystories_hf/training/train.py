@@ -87,7 +87,7 @@ def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, fl
         with trainer_arguments.main_process_first(local=True, desc="preparing rows"):
             quiet = not is_main_process()
             prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=quiet)
-        rows = training_rows(prepared, arguments.data, arguments.training.order_seed)
+        rows = training_rows(prepared, arguments.data, trainer_arguments.data_seed)
         rows.check_one_step(plan.global_batch_size)
         set_seed(arguments.training.seed)
         model = build_model(arguments.model, prepared.tokenizer, arguments.data.context_length)

@@ -47,7 +47,7 @@ def build_trainer_arguments(training: RunArguments, plan: BatchPlan) -> TrainerA
         fp16=precision == "fp16",
         tf32=has_tf32() or None,
         seed=training.seed,
-        data_seed=training.order_seed,
+        data_seed=training.seed if training.data_seed is None else training.data_seed,
         logging_steps=training.logging_steps,
         # The default replaces a NaN loss with the mean of the earlier ones and so hides it.
         logging_nan_inf_filter=False,

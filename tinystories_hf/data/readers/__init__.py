@@ -1,4 +1,4 @@
-"""Find the files of a split and read their stories: text, JSON, CSV, Parquet.
+"""Find the files of a split, local or on the Hub, and read their stories.
 
-The entry points are `split_files.find_splits` and `text_files.read_stories`.
+The entry points are `local_files`, `hub_files` and `text_files.read_stories`.
 """
