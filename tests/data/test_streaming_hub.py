@@ -143,7 +143,7 @@ def test_a_run_on_a_streamed_split_stores_none_of_it(
     made = ("--tokenizer", str(trained_run), "--max_steps", "3")
     done = run_script("train.py", *flags, *made, HF_ENDPOINT=hub.url)
     assert done.returncode == 0, done.stderr
-    assert "rows        streamed from some/stories" in done.stdout
+    assert "tokens each, streamed from some/stories" in done.stdout
     kept = {path.name for path in (tmp_path / "home").rglob("*") if path.is_file()}
     assert {name for name in kept if name.endswith((".arrow", ".parquet"))} == {
         "validation.arrow",

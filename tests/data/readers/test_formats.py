@@ -309,7 +309,7 @@ def test_a_run_record_of_an_earlier_version_has_the_same_text(
     assert parse_evaluation_arguments(flags).data.drop_null is False
     other = {"configuration": {"data": {**settings, "drop_null": True}}}
     Path(models[1], "run.json").write_text(json.dumps(other), encoding="utf-8")
-    with pytest.raises(UserError, match="trained on different text"):
+    with pytest.raises(UserError, match="trained on different data"):
         parse_evaluation_arguments(flags)
 
 
