@@ -10,6 +10,7 @@ setting below can be given in a YAML file or as a flag; flags take precedence.
 """
 
 from tinystories_hf.config.command_line import parse_arguments
+from tinystories_hf.core.processes import is_main_process
 from tinystories_hf.core.script import report_user_errors
 from tinystories_hf.training.signals import stop_on_signals
 
@@ -18,6 +19,8 @@ def main() -> None:
     """Parse the settings, then train; torch is imported only after the settings are validated."""
     arguments = parse_arguments(description=__doc__ or "")
     with stop_on_signals() as stop:
+        if is_main_process():  # importing torch and transformers takes seconds
+            print(f"starting    {arguments.training.output_dir}", flush=True)
         from tinystories_hf.training.train import train
 
         train(arguments, stop)

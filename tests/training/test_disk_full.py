@@ -124,9 +124,9 @@ def test_preparation_on_a_full_disk_leaves_nothing_and_works_once_there_is_space
     )
     done = in_a_small_file_system(tmp_path, script)
     assert done.returncode == 0, done.stderr
-    first, rest = done.stdout.splitlines()[0], done.stdout.splitlines()[1]
-    assert first == "code 1"
-    assert rest.startswith("model"), "no file was left behind"
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["starting", "code", "starting", "model"]
+    assert lines[1] == "code 1", "no file was left behind"
     (line, *_) = done.stderr.splitlines()
     assert line.startswith("error: preparing: no space left on the disk of small/rows/toy-64-")
     assert "make space and give the same command again" in line
@@ -160,7 +160,9 @@ def test_a_run_on_a_full_disk_keeps_its_checkpoints_and_resumes_once_there_is_sp
     assert "output_dir: 2 checkpoints and the model need 14 MB, but only 13 MB are free" in said[0]
     assert "a checkpoint needs 5 MB, but" in said[1]
     lines = done.stdout.splitlines()
-    assert lines[:2] == ["code 2", "code 1"], "the first run was refused and left nothing behind"
+    assert lines[:3] == ["starting    small/run", "code 2", "code 1"], (
+        "the first run was refused and left nothing behind"
+    )
     kept = [line for line in lines if line.startswith("checkpoint-")]
     assert len(kept) == 2
     assert sum(line == "checkpoint.json" for line in lines) == 2, "both are valid"

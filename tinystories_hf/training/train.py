@@ -38,7 +38,6 @@ from tinystories_hf.training.batch import BatchPlan, plan_batch
 from tinystories_hf.training.callbacks import PublishCheckpoints, StorySamples
 from tinystories_hf.training.checkpoints import StartPoint
 from tinystories_hf.training.failures import reporting_crashed_worker, reporting_out_of_memory
-from tinystories_hf.training.finish import finish_run, finished_metrics
 from tinystories_hf.training.resume import (
     check_same_run,
     weight_settings,
@@ -97,6 +96,8 @@ def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, fl
         if start.checkpoint is not None:
             check_same_run(start.checkpoint, trainer.weight_settings)
         if is_finished(run_dir, start, trainer.steps):
+            from tinystories_hf.training.finish import finished_metrics
+
             metrics = finished_metrics(run_dir)
             if trainer.is_world_process_zero():
                 print(f"run         {run_dir} is already finished")
@@ -127,6 +128,9 @@ def train_and_finish(
         trainer.add_callback(PublishCheckpoints(target, trainer.clock_stopped))
     start_trackers(trainer)
     record = describe_run(arguments, trainer, prepared, start)
+    # After the first output, but before the training: an import must not fail at its end.
+    from tinystories_hf.training.finish import finish_run
+
     try:
         with after_work_began():
             train_steps(trainer, start, arguments.data.context_length)
