@@ -129,7 +129,7 @@ def test_preparation_on_a_full_disk_leaves_nothing_and_works_once_there_is_space
     assert lines[1] == "code 1", "no file was left behind"
     (line, *_) = done.stderr.splitlines()
     assert line.startswith("error: preparing: no space left on the disk of small/rows/toy-64-")
-    assert "make space and give the same command again" in line
+    assert "free some space and run the same command again" in line
     assert "Traceback" not in done.stderr
 
 
