@@ -82,8 +82,9 @@ def _case(row: _Numbers) -> list[str]:
 def _steps(rows: list[_Numbers]) -> str:
     return table(
         "Training step, tokens/s: median (lowest to highest)",
-        "precision | dropout: attention / others | stock | ours | GPT-2, compiled | ours / stock"
-        " | ours / GPT-2",
+        "precision | dropout: attention / others | stock | this package | GPT-2, compiled | this"
+        " package / stock"
+        " | this package / GPT-2",
         [
             [
                 *_case(row),
@@ -99,7 +100,8 @@ def _steps(rows: list[_Numbers]) -> str:
 def _memory(rows: list[_Numbers]) -> str:
     return table(
         "Peak memory of the training process, MiB",
-        "precision | dropout: attention / others | stock | ours | GPT-2, compiled | ours / stock",
+        "precision | dropout: attention / others | stock | this package | GPT-2, compiled | this"
+        " package / stock",
         [
             [
                 *_case(row),
@@ -114,8 +116,8 @@ def _memory(rows: list[_Numbers]) -> str:
 def _trainer(row: _Numbers) -> str:
     return table(
         "End to end through the Trainer, tokens/s",
-        "precision | dropout: attention / others | stock | ours | bare loop of our step"
-        " | ours / bare loop | ours / stock",
+        "precision | dropout: attention / others | stock | this package | bare loop of its step"
+        " | this package / bare loop | this package / stock",
         [
             [
                 *_case(row),
@@ -130,7 +132,7 @@ def _trainer(row: _Numbers) -> str:
 def _evaluation(row: _Numbers) -> str:
     return table(
         "Evaluation in fp32, tokens/s",
-        "stock | ours | GPT-2 | ours / stock",
+        "stock | this package | GPT-2 | this package / stock",
         [[*(_rate(row[name]) for name in (STOCK, OURS, GPT2)), _times(row[OURS], row[STOCK])]],
     )
 
@@ -138,7 +140,7 @@ def _evaluation(row: _Numbers) -> str:
 def _preparation(row: _Numbers) -> str:
     return table(
         "Preparation, text file to rows on disk, tokens/s",
-        "tokens | stock | ours | ours / stock",
+        "tokens | stock | this package | this package / stock",
         [[f"{row['tokens']:,}", _rate(row[STOCK]), _rate(row[OURS]),
           _times(row[OURS], row[STOCK])]],
     )  # fmt: skip
@@ -147,14 +149,14 @@ def _preparation(row: _Numbers) -> str:
 def _generation(row: _Numbers) -> str:
     return table(
         f"Generation, {row['stories']} stories of up to {row['max_new_tokens']} tokens, tokens/s",
-        "stock `pipeline`, one at a time | ours | ours / stock",
+        "stock `pipeline`, one at a time | this package | this package / stock",
         [[_rate(row[STOCK]), _rate(row[OURS]), _times(row[OURS], row[STOCK])]],
     )
 
 
 def _roofline(rows: list[_Numbers]) -> str:
     return table(
-        "Roofline of our step",
+        "Roofline of this package's step",
         "precision | matrix rate, GFLOP/s | bandwidth, GB/s | MFLOP per token | MB per step"
         " | least time, s | measured, s | share",
         [
@@ -176,7 +178,7 @@ def _roofline(rows: list[_Numbers]) -> str:
 def _growth(rows: list[_Numbers]) -> str:
     return table(
         "How the cost grows, tokens/s of a step in fp32",
-        "what | value | rows x context | stock | ours",
+        "what | value | rows x context | stock | this package",
         [
             [
                 row["axis"],
@@ -195,7 +197,7 @@ def _alternatives(found: _Numbers) -> str:
         "attention": "Attention of a local layer, forward and backward, ms",
         "loss": "Head and loss, forward and backward, ms",
         "products": "Matrix products of the head over one chunk of tokens, GFLOP/s",
-        "compile": "Our step without its optimizer, blocks compiled and not, ms",
+        "compile": "This package's step without its optimizer, blocks compiled and not, ms",
     }
     pages = []
     for name, title in titles.items():

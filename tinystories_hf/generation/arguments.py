@@ -68,8 +68,8 @@ def parse_generation_arguments(
     parser = StrictParser(description)
     parser.add_argument("--model", metavar="NAME", help="run directory, folder, or name on the Hub")
     parser.add_argument("--revision", metavar="REV", help="commit, tag or branch on the Hub")
-    parser.add_argument("--prompt", metavar="TEXT", nargs="+", help="beginnings to be told on")
-    parser.add_dataclass("how to tell (default in brackets)", GenerationArguments)
+    parser.add_argument("--prompt", metavar="TEXT", nargs="+", help="prompts to complete")
+    parser.add_dataclass("generation (defaults in brackets)", GenerationArguments)
     flags = parser.parse_layer(argv)
     named = {key: flags.pop(key).value for key in ("model", "revision", "prompt") if key in flags}
     if "model" not in named or "prompt" not in named:

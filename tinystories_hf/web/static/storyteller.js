@@ -98,20 +98,20 @@ export class Storyteller {
       [logits, past] = await this.step(ids.slice(start, start + PIECE), start, past);
     }
     let [before, pending] = [ids.slice(-1), []];
-    for (let told = ids.length; told < most && !signal.aborted; told += 1) {
+    for (let position = ids.length; position < most && !signal.aborted; position += 1) {
       const probabilities = softmax(logits, 1);
       const token = temperature ? draw(softmax(logits, temperature), random) : likeliest(logits, 1)[0];
       const ended = token === this.end;
       if (!ended) pending.push(token);
       const text = pending.length ? this.decodeAfter(before, pending) : "";
       // A character may span several tokens: wait for the rest of it.
-      if (pending.length && (!text.endsWith("\ufffd") || ended || told + 1 === most)) {
+      if (pending.length && (!text.endsWith("\ufffd") || ended || position + 1 === most)) {
         const [tokens, probability] = [pending.length, probabilities[token]];
         yield { text, tokens, probability, alternatives: this.alternatives(probabilities) };
         [before, pending] = [pending, []];
       }
       if (ended) return "the end";
-      if (told + 1 < most) [logits, past] = await this.step([token], told, past);
+      if (position + 1 < most) [logits, past] = await this.step([token], position, past);
     }
     if (signal.aborted) return "stopped";
     return most < this.context ? "the length is reached" : "the context is full";
