@@ -38,11 +38,11 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         ("auto", "bf16", [], False, "bf16"),
         ("true", "no", [], False, "bf16"),
         ("true", "bf16", [], False, "bf16"),
-        ("true", "no", ["--mixed_precision", "no"], True, "true, and .* mixed_precision no;"),
-        ("true", "fp16", [], True, "the setting is true, and .* mixed_precision fp16;"),
+        ("true", "no", ["--mixed_precision", "no"], True, "true, but .* mixed_precision no;"),
+        ("true", "fp16", [], True, "the setting is true, but .* mixed_precision fp16;"),
         ("false", "no", ["--mixed_precision", "no"], True, "no"),
         ("false", "no", [], True, "no"),
-        ("false", "bf16", [], True, "the setting is false, and .* mixed_precision bf16;"),
+        ("false", "bf16", [], True, "the setting is false, but .* mixed_precision bf16;"),
     ],
 )
 def test_what_launcher_and_settings_ask_for_is_done_or_refused_where_they_differ(
@@ -78,7 +78,7 @@ def test_the_flag_of_a_true_launcher_is_known_in_its_process(
         launcher=("-m", "accelerate.commands.launch", "-q", "--mixed_precision", "no"),
     )
     assert done.returncode == 1
-    assert "error: bf16: the setting is true, and accelerate launch asks for mixed" in done.stderr
+    assert "error: bf16: the setting is true, but accelerate launch requests mixed" in done.stderr
     assert not (tmp_path / "work" / "run").exists()
 
 

@@ -73,25 +73,26 @@ def test_a_gigabyte_is_prepared_fast_in_little_memory(shared: Path, tmp_path: Pa
 
 ASK = """
 import random, sys, time
-from tests.evaluation.test_memorization import generations
+from tests.evaluation.suites.test_memorization import generations
 from tinystories_hf.config.command_line import parse_arguments
 from tinystories_hf.data.readers.text_files import read_text
-from tinystories_hf.evaluation.memorization import compare
-from tinystories_hf.evaluation.training_index import training_index
+from tinystories_hf.evaluation.suites.memorization import compare
+from tinystories_hf.evaluation.suites.training_index import load_training_index
 from pathlib import Path
 
 start = time.perf_counter()
 data = parse_arguments(["--dataset", "gb.txt", "--prepared_dir", "prepared"]).data
-index = training_index(data, quiet=True)
+index = load_training_index(data, quiet=True)
 opened = time.perf_counter()
 if len(sys.argv) > 1:
     stories = [story for _, story in zip(range(2000), read_text(Path("gb.txt")))]
-    parts = generations(stories, 2637, 0)  # six of them are as long as a story that is told
-    texts = [sum(parts[at : at + 6], []) for at in range(0, len(parts), 6)]
+    parts = generations(stories, 2637, 0)  # six of them are as long as a generated story
+    texts = [" ".join(sum(parts[at : at + 6], [])) for at in range(0, len(parts), 6)]
     asked = time.perf_counter()
     compare(texts, texts, index)
     seconds = time.perf_counter() - asked
-    print(f"{len(texts)} generations, {sum(map(len, texts))} words: {seconds:.1f} s", flush=True)
+    words = sum(len(text.split()) for text in texts)
+    print(f"{len(texts)} generations, {words} words: {seconds:.1f} s", flush=True)
 else:
     made = index.manifest
     print(f"{made.stories:,} stories, {made.words:,} words: {opened - start:.1f} s", flush=True)

@@ -369,7 +369,7 @@ def test_a_published_model_tells_in_transformers_js_by_its_name(
     mine: LoopbackHub, client: list[float], reader: Reader, exported_run: Path
 ) -> None:
     """What stands in docs/page.md, with a Hub on loopback in the place of the real one."""
-    publish(exported_run, RunRepository("me/tiny").open())
+    publish(exported_run, RunRepository("me/tiny").create())
     told = reader.page.evaluate(
         """async ([host, prompt]) => {
             const { env, pipeline } = await import("@huggingface/transformers");

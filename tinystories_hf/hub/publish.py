@@ -85,7 +85,7 @@ def check_repository(
     `run_id` is None for a new run. A repository with files of another run is refused.
 
     Raises:
-        UserError: as `Repository.open`.
+        UserError: as `Repository.create`.
     """
     name = hub.hub_model_id or run_dir.name
     return RunRepository(
@@ -95,7 +95,7 @@ def check_repository(
         hub.hub_overwrite,
         run_id=run_id,
         with_steps=hub.hub_strategy != "end",
-    ).open()
+    ).create()
 
 
 def publish(run_dir: Path, repository: RunRepository) -> str:

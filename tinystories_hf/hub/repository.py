@@ -53,7 +53,7 @@ class Repository:
         """Return which of the files that are not published are deleted; by default all."""
         return others
 
-    def open(self: _R) -> _R:
+    def create(self: _R) -> _R:
         """Create the repository if needed; return it with its full name.
 
         Raises:

@@ -42,10 +42,10 @@ def check_space_repository(site: Path, wanted: SpaceRepository) -> SpaceReposito
     """Check before any upload that a page may be published, and create its Space.
 
     Raises:
-        UserError: the folder is not a built page, or as `Repository.open`.
+        UserError: the folder is not a built page, or as `Repository.create`.
     """
     _require_page(site)
-    return wanted.open()
+    return wanted.create()
 
 
 def publish_space(site: Path, repository: SpaceRepository) -> str:
