@@ -68,10 +68,19 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return argname if isinstance(val, bytes) else None
 
 
-LAUNCHING_FIXTURES = {"run_script", "launch_script", "run_code", "launch_code", "trained_run"}
-LAUNCHING_CALLS = {"subprocess", "train_tiny", "train_forked", "run_forked", "start", "soak"}
-LAUNCHING_FILES = {"test_sanitizers.py", "test_disk_full.py", "test_scale_out.py",
-                   "test_sharding.py", "test_signals.py", "test_page_in_browser.py"}  # fmt: skip
+LAUNCHING_FIXTURES = {
+    *("run_script", "launch_script", "run_code", "launch_code", "trained_run", "evaluated"),
+    *("round_trip", "exported_run"),
+}
+LAUNCHING_CALLS = {
+    *("subprocess", "train_tiny", "train_forked", "run_forked", "start_forked", "start", "soak"),
+    *("load_stock", "evaluate"),
+}
+LAUNCHING_FILES = {
+    *("test_sanitizers.py", "test_disk_full.py", "test_scale_out.py", "test_sharding.py"),
+    *("test_signals.py", "test_page_in_browser.py", "test_failures.py", "test_onnx_export.py"),
+    "test_library.py",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
