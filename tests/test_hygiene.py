@@ -79,7 +79,7 @@ def test_pickled_weights_are_not_loaded(run_dir: Path, tmp_path: Path) -> None:
     torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
     assert load_model(str(pickled)).config.hidden_size == 32
     (pickled / "model.safetensors").unlink()
-    with pytest.raises(OSError, match="has no weights as safetensors, and pickled ones are not"):
+    with pytest.raises(OSError, match="has no safetensors weights, and pickled weights are not"):
         load_model(str(pickled))
 
 
