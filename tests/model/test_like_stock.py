@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import functools
 import logging
-import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,6 @@ import pytest
 import torch
 import transformers
 from torch import nn
-from torch._dynamo.testing import CompileCounter
-from torch.nn.utils import parametrize
 from transformers import AutoModelForSequenceClassification, DynamicCache, StaticCache, Trainer
 from transformers.cache_utils import (
     Cache,
@@ -26,7 +22,6 @@ from transformers.cache_utils import (
 )
 from transformers.models.gpt_neo import modeling_gpt_neo
 
-from tests.conftest import TINY_CONFIG
 from tests.model.test_attention import (
     attention_ways,
     configuration,
@@ -35,7 +30,6 @@ from tests.model.test_attention import (
     pair,
     tokens,
 )
-from tests.support.forked import run_forked, script
 from tinystories_hf.model.modeling import GPTNeoForCausalLM
 
 WINDOW, LENGTH = 8, 30
@@ -198,104 +192,6 @@ def test_the_loss_alone_needs_labels_and_makes_a_cache_where_asked() -> None:
     assert len(outputs) == 2  # the loss and the cache
 
 
-class Adapted(nn.Module):
-    """A head with a low rank beside it, as adapters have."""
-
-    def __init__(self, head: nn.Linear) -> None:
-        super().__init__()
-        self.base = head
-        self.down = nn.Linear(head.in_features, 2, bias=False)
-        self.up = nn.Linear(2, head.out_features, bias=False)
-
-    @property
-    def weight(self) -> torch.Tensor:
-        return self.base.weight
-
-    def forward(self, states: torch.Tensor) -> Any:
-        return self.base(states) + self.up(self.down(states))
-
-
-class Doubled(nn.Module):
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return 2 * weight
-
-
-def adapt(model: Any) -> None:
-    model.lm_head = Adapted(model.lm_head)
-
-
-def parametrize_head(model: Any) -> None:
-    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-    parametrize.register_parametrization(model.lm_head, "weight", Doubled())
-
-
-def patch(model: Any) -> None:
-    """As accelerate hooks a module whose weights are elsewhere."""
-    plain = model.lm_head.forward
-    model.lm_head.forward = lambda states: 3 * plain(states)
-
-
-CHANGES: dict[str, Callable[[Any], Any]] = {
-    "adapter": adapt,
-    "hook": lambda model: model.lm_head.register_forward_hook(lambda *given: 2 * given[2]),
-    "hook before": lambda model: model.lm_head.register_forward_pre_hook(
-        lambda _, given: (2 * given[0],)
-    ),
-    "hook on the blocks": lambda model: model.transformer.register_forward_hook(
-        lambda *given: given[2].__class__(last_hidden_state=2 * given[2][0])
-    ),
-    "parametrization": parametrize_head,
-    "patched": patch,
-    "resized": lambda model: model.resize_token_embeddings(120, mean_resizing=False),
-    "loss": lambda model: setattr(
-        model, "loss_function", lambda logits, **_: logits.square().mean()
-    ),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_whatever_is_done_to_the_head_is_done_to_the_loss(change: str) -> None:
-    ours, stock = small(vocab_size=97, pad_token_id=0)
-    plain = ours(IDS, labels=IDS, **ALONE).loss.item()
-    for model in (ours, stock):
-        torch.manual_seed(5)
-        CHANGES[change](model)
-    right = stock(IDS, labels=IDS, use_cache=False)
-    expected = gradients(stock, right.loss)
-    if change != "resized":
-        assert abs(right.loss.item() - plain) > 1e-3  # the change is one
-    for how in ({}, ALONE):
-        loss = ours(IDS, labels=IDS, use_cache=False, **how).loss
-        assert abs(loss.item() - right.loss.item()) < 1e-5
-        assert distance(gradients(ours, loss), expected) < 1e-5
-    losses = ours.token_losses(IDS[:, :-1], IDS[:, 1:])
-    if change != "loss":
-        assert losses.mean().item() == pytest.approx(right.loss.item(), abs=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore:.*quantiz:DeprecationWarning", "ignore:.*quantiz:UserWarning")
-def test_a_quantized_head_has_a_loss() -> None:
-    ours, stock = small()
-    quantize: Any = torch.ao.quantization.quantize_dynamic
-    ours, stock = (quantize(model, {nn.Linear}, torch.qint8) for model in (ours, stock))
-    right = stock(IDS, labels=IDS).loss
-    for how in ({}, ALONE):
-        assert ours(IDS, labels=IDS, **how).loss.item() == pytest.approx(right.item(), abs=1e-3)
-    assert ours.token_losses(IDS, IDS).shape == IDS.shape
-
-
-def test_an_adapter_of_peft_on_the_head_trains() -> None:
-    peft = pytest.importorskip("peft")
-    ours, _ = small()
-    adapted = peft.get_peft_model(ours, peft.LoraConfig(target_modules=["lm_head"], r=2))
-    for how in ({}, ALONE):
-        adapted.zero_grad()
-        adapted(input_ids=IDS, labels=IDS, **how).loss.backward()
-        trained = {name for name, weight in adapted.named_parameters() if weight.grad is not None}
-        assert len(trained) == 2
-        assert all("lm_head.lora" in name for name in trained)
-
-
 class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return len(IDS)
@@ -380,121 +276,3 @@ def test_transformers_deprecates_nothing_that_is_done_here(
     ours.generate(IDS, max_new_tokens=3)
     said = [*(record.getMessage() for record in caplog.records), *(str(w.message) for w in recwarn)]
     assert not [text for text in said if "past_key_values" in text or "cache_params" in text]
-
-
-@pytest.mark.parametrize("how", [{}, ALONE], ids=["logits", "loss alone"])
-def test_it_compiles_in_one_graph_for_texts_of_any_length(how: dict[str, Any]) -> None:
-    ours, stock = small()
-    counter = CompileCounter()
-    compiled = torch.compile(ours, backend=counter, fullgraph=True)
-    for length in (5, 7, 11, 20, 30):
-        ids = IDS[:, :length]
-        loss = compiled(ids, labels=ids, **how).loss
-        assert abs(loss.item() - stock(ids, labels=ids).loss.item()) < 1e-5
-    # For the first length alone, for any up to the window, and for longer ones.
-    assert counter.frame_count <= 3
-
-
-def test_padded_texts_compile_in_one_graph() -> None:
-    ours, stock = small()
-    compiled = torch.compile(ours, backend="eager", fullgraph=True)
-    mask, positions = LEFT[:, :13], POSITIONS[:, :13]
-    given = {"attention_mask": mask, "position_ids": positions}
-    one, two = (model(IDS[:, :13], **given).logits for model in (compiled, stock))
-    assert_close(one[mask == 1], two[mask == 1])
-
-
-@torch.no_grad()
-def test_steps_from_a_static_cache_are_one_graph() -> None:
-    ours, stock = small()
-    counter = CompileCounter()
-    compiled = torch.compile(ours, backend=counter, fullgraph=True)
-    cache = CACHES["static"]()
-    ours(IDS[:, :10], cache)
-    found = [
-        compiled(IDS[:, at : at + 1], cache, position_ids=torch.full((3, 1), at)).logits
-        for at in range(10, 16)
-    ]
-    assert_close(torch.cat(found, 1), stock(IDS).logits[:, 10:16])
-    assert counter.frame_count == 1
-
-
-def test_it_is_exported_with_free_lengths() -> None:
-    ours, stock = small()
-    free = torch.export.Dim("length", min=2, max=60)
-    program = torch.export.export(
-        ours,
-        (),
-        {"input_ids": IDS, "use_cache": False},
-        dynamic_shapes={"input_ids": {1: free}, "use_cache": None},
-    )
-    ids = tokens(3, 17)
-    assert_close(program.module()(input_ids=ids, use_cache=False).logits, stock(ids).logits)
-
-
-def test_gradients_of_single_rows_come_from_functorch() -> None:
-    found = []
-    for model in small():
-        weights = dict(model.named_parameters())
-
-        def loss(weights: Any, row: torch.Tensor, mask: torch.Tensor, model: Any = model) -> Any:
-            given = {"labels": row[None], "attention_mask": mask[None], "use_cache": False}
-            return torch.func.functional_call(model, weights, (row[None],), given).loss
-
-        each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(weights, IDS, LEFT)
-        found.append(each)
-    assert distance(*found) < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("dtype", "accuracy"),
-    [(torch.float16, 2e-5), (torch.bfloat16, 3e-4), (torch.float64, 1e-6)],
-    ids=str,
-)
-@torch.no_grad()
-def test_the_loss_in_other_types_is_stocks(dtype: torch.dtype, accuracy: float) -> None:
-    ours, stock = (model.to(dtype) for model in small())
-    for mask in (None, RIGHT):
-        right = stock(IDS, labels=IDS, attention_mask=mask).loss.item()
-        for how in ({}, ALONE):
-            found = ours(IDS, labels=IDS, attention_mask=mask, **how).loss.item()
-            assert found == pytest.approx(right, rel=accuracy)
-
-
-def test_a_copy_is_the_same_model() -> None:
-    ours, _ = small()
-    ours.set_attn_implementation("eager")
-    for again in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
-        assert attention_ways(again) == {"eager"}
-        assert torch.equal(again(IDS).logits, ours(IDS).logits)
-
-
-def test_tensors_without_numbers_go_without_the_kernels() -> None:
-    with torch.device("meta"):
-        model = GPTNeoForCausalLM(configuration())
-    ids = IDS.to("meta")
-    for how in ({}, ALONE):
-        assert model(ids, labels=ids, use_cache=False, **how).loss.shape == ()
-
-
-def train_watched(flags: list[str]) -> None:
-    """Train, and see that no loss of training or evaluation came with logits."""
-    forward, without = GPTNeoForCausalLM.forward, []
-
-    @functools.wraps(forward)
-    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        outputs = forward(self, *args, **kwargs)
-        if "labels" in kwargs:
-            without.append((self.training, outputs.logits is None))
-        return outputs
-
-    GPTNeoForCausalLM.forward = watched  # type: ignore[method-assign]
-    script("train.py", flags)
-    assert set(without) == {(True, True), (False, True)}
-
-
-def test_training_here_asks_for_the_loss_alone(tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(TINY_CONFIG)
-    flags = ["--config", "tiny.yaml", "--output_dir", "run", "--max_steps", "2"]
-    done = run_forked(tmp_path, train_watched, flags)
-    assert done.returncode == 0, done.stderr

@@ -1,8 +1,8 @@
-"""Runs in processes that have the training stack already, forked from one that imported it.
+"""Run scripts in processes forked from one that has already imported the training stack.
 
-The import takes five seconds of a processor, a tiny run one. What such a run cannot tell is what
-happens before the script's first line, in the launcher, and at the interpreter's exit: those tests
-start the true command (`train_tiny`, `run_script` of conftest.py).
+The imports take five seconds of CPU time, a tiny run takes one. A forked run does not cover what
+happens before the first line of the script, in the launcher, and at the exit of the interpreter:
+those tests start the real command (`train_tiny`, `launch_script` of conftest.py).
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def redirect(home: str, endpoint: str) -> None:
 
 
 def launched(rank: int, processes: int, port: int) -> dict[str, str]:
-    """Return what `accelerate launch` with configs/accelerate/cpu.yaml tells a process."""
+    """Return the variables that `accelerate launch` with configs/accelerate/cpu.yaml sets."""
     if processes == 1:
         return {}
     return {

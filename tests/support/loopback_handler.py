@@ -20,7 +20,10 @@ from tests.support.loopback_state import (
     Account,
     Fault,
     StoredRepository,
+    entry_of,
     is_large,
+    listing_of,
+    oid_of,
 )
 
 if TYPE_CHECKING:
@@ -223,7 +226,7 @@ def handler_of(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
                 large = is_large(name, sample, wanted["size"])
                 known = found.commits[commit].get(name)
                 answer = {"path": name, "uploadMode": "lfs" if large else "regular"}
-                oid = None if known is None else _oid(name, known)
+                oid = None if known is None else oid_of(name, known)
                 files.append({**answer, "shouldIgnore": False, "oid": oid})
             return {"files": files}, {}, 200
 
@@ -296,12 +299,12 @@ def handler_of(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             found, commit = self.find(kind, repo, rev)
             recursive = "recursive=true" in self.path.lower()
             under = path + "/" if path else ""
-            return _listing(found.commits[commit], under, recursive), {}, 200
+            return listing_of(found.commits[commit], under, recursive), {}, 200
 
         def answer_paths_info(self, kind: str, repo: str, rev: str) -> Any:
             found, commit = self.find(kind, repo, rev)
             files, wanted = found.commits[commit], json.loads(self.body)["paths"]
-            return [_entry(name, files[name]) for name in files if name in wanted], {}, 200
+            return [entry_of(name, files[name]) for name in files if name in wanted], {}, 200
 
         def answer_file(self, kind: str, repo: str, rev: str, path: str) -> Any:
             found, commit = self.find(kind, repo, rev)
@@ -309,7 +312,7 @@ def handler_of(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             content = found.commits[commit].get(path)
             if content is None:
                 raise _RefusedError(404, "EntryNotFound", "Entry not found", **headers)
-            headers["ETag"] = f'"{_oid(path, content)}"'
+            headers["ETag"] = f'"{oid_of(path, content)}"'
             if not is_large(path, content[:512], len(content)):
                 return self.ranged(content, headers)
             oid = hashlib.sha256(content).hexdigest()
@@ -329,32 +332,3 @@ def handler_of(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             return content[start : end + 1], headers, 206
 
     return Handler
-
-
-def _oid(name: str, content: bytes) -> str:
-    """Return what the Hub calls a file's content: sha256 of a large file, git's sha1 of others."""
-    if is_large(name, content[:512], len(content)):
-        return hashlib.sha256(content).hexdigest()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def _listing(files: dict[str, bytes], under: str, recursive: bool) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = []
-    folders: set[str] = set()
-    for name, content in files.items():
-        inner = name.removeprefix(under)
-        if not name.startswith(under):
-            continue
-        if "/" in inner:
-            folders.add(under + inner.partition("/")[0])
-        if recursive or "/" not in inner:
-            entries.append(_entry(name, content))
-    return entries + [{"type": "directory", "path": path, "oid": "0" * 40} for path in folders]
-
-
-def _entry(name: str, content: bytes) -> dict[str, Any]:
-    entry = {"type": "file", "path": name, "size": len(content), "oid": _oid(name, content)}
-    if is_large(name, content[:512], len(content)):
-        oid = hashlib.sha256(content).hexdigest()
-        entry["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 134}
-    return entry

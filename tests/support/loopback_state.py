@@ -1,10 +1,10 @@
-"""What a Hub on loopback holds: accounts, repositories, and the faults it was told to have."""
+"""What a Hub on loopback holds: accounts, repositories, and the faults it simulates."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import InitVar, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 KINDS = ("models", "datasets", "spaces")
 _API = r"/api/(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)"
@@ -145,3 +145,32 @@ class Fault:
 def is_large(name: str, sample: bytes, size: int) -> bool:
     """Return whether the Hub keeps a file outside of git: large ones and what is no text."""
     return size > 10_000_000 or b"\0" in sample or name.endswith(".safetensors")
+
+
+def oid_of(name: str, content: bytes) -> str:
+    """Return what the Hub calls a file's content: sha256 of a large file, git's sha1 of others."""
+    if is_large(name, content[:512], len(content)):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def listing_of(files: dict[str, bytes], under: str, recursive: bool) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    folders: set[str] = set()
+    for name, content in files.items():
+        inner = name.removeprefix(under)
+        if not name.startswith(under):
+            continue
+        if "/" in inner:
+            folders.add(under + inner.partition("/")[0])
+        if recursive or "/" not in inner:
+            entries.append(entry_of(name, content))
+    return entries + [{"type": "directory", "path": path, "oid": "0" * 40} for path in folders]
+
+
+def entry_of(name: str, content: bytes) -> dict[str, Any]:
+    entry = {"type": "file", "path": name, "size": len(content), "oid": oid_of(name, content)}
+    if is_large(name, content[:512], len(content)):
+        oid = hashlib.sha256(content).hexdigest()
+        entry["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 134}
+    return entry

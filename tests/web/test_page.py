@@ -20,8 +20,8 @@ import yaml
 from huggingface_hub import constants
 
 from tests.conftest import ROOT, environment
-from tests.support.measure_page import table
-from tests.support.page_browser import npm, require_libraries
+from tests.support.page.browser import npm, require_libraries
+from tests.support.page.measure import table
 from tinystories_hf.core.console import script_command
 from tinystories_hf.core.errors import RunError, UserError
 from tinystories_hf.core.files import file_sha256

@@ -3,106 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytest.importorskip("onnx", reason="needs the packages of the extra `onnx`")
 pytest.importorskip("playwright", reason="needs playwright, of the extra `dev`")
 from playwright.sync_api import Browser
 
-from tests.conftest import made_once
 from tests.support.loopback_hub import LoopbackHub
-from tests.support.page_browser import (
+from tests.support.page.browser import (
     Reader,
     axe_source,
-    chromium,
-    open_browser,
     reading,
-    require_libraries,
-    served,
 )
+from tests.web.conftest import CONTEXT, PROMPT
 from tinystories_hf.hub.publish import RunRepository, publish
-from tinystories_hf.model.modeling import GPTNeoForCausalLM
-from tinystories_hf.web import onnx_export
-from tinystories_hf.web.page import build_page
-
-CONTEXT = 512
-PROMPT = "Once upon a time there was"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with open_browser() as found:
-        yield found
-
-
-def export_endless(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Export a model of random words that never ends: there is time to stop it."""
-    end = tokenizer.eos_token_id
-    config = GPTNeoConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=256,
-        num_layers=2,
-        num_heads=16,
-        max_position_embeddings=CONTEXT,
-        attention_types=[[["global", "local"], 1]],
-        initializer_range=0.1,
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end),
-    )
-    torch.manual_seed(0)
-    model = GPTNeoForCausalLM(config)
-    with torch.no_grad():
-        texts = map(tokenizer.decode, range(len(tokenizer)))
-        are_words = torch.tensor([bool(re.fullmatch(" [A-Za-z]+", text)) for text in texts])
-        model.transformer.ln_f.bias += 1
-        model.transformer.wte.weight += are_words[:, None] * 0.05
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    onnx_export.export_onnx(folder)
-
-
-@pytest.fixture(scope="session")
-def models(exported_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return a model that goes on for ever, and a trained run."""
-    chromium()
-    require_libraries()
-    tokenizer = AutoTokenizer.from_pretrained(exported_run)
-    endless = made_once(
-        tmp_path_factory, "endless", lambda folder: export_endless(folder, tokenizer)
-    )
-    return {"endless": endless, "run": exported_run}
-
-
-@pytest.fixture(scope="session")
-def site(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the page in fp32, whose text is PyTorch's."""
-
-    def make(folder: Path) -> None:
-        assert "CDN" not in build_page(models, folder / "site", "fp32")
-
-    return made_once(tmp_path_factory, "site", make) / "site"
-
-
-@pytest.fixture(scope="module")
-def address(site: Path) -> Iterator[str]:
-    with served(site) as url:
-        yield url
-
-
-@pytest.fixture
-def reader(browser: Browser, address: str) -> Iterator[Reader]:
-    """Open the page; at the end nothing was asked of others and the console is empty."""
-    with reading(browser, address) as found:
-        yield found
-        assert found.hosts <= {"127.0.0.1", "localhost"}
-        assert found.console == []
 
 
 def choose(reader: Reader, *names: str) -> None:
@@ -223,105 +140,6 @@ def test_everything_can_be_done_by_keyboard(reader: Reader) -> None:
     reader.page.keyboard.press("Enter")
     reader.page.wait_for_function("document.querySelector('#status').textContent === 'Done.'")
     assert "16 tokens" in reader.page.inner_text(".figures")
-
-
-def test_an_empty_beginning_is_asked_for(reader: Reader) -> None:
-    reader.generate("   ")
-    assert reader.problem() == "Write a prompt, or choose one of the examples."
-    assert reader.page.evaluate("document.activeElement.id") == "prompt"
-    reader.page.click("#beginnings button >> nth=0")
-    reader.slide("#length", 16)
-    reader.generate()
-    assert reader.problem() == ""
-    assert reader.words() > 0
-
-
-def test_an_endless_beginning_is_cut_from_the_left_and_said(reader: Reader) -> None:
-    reader.slide("#length", 16)
-    reader.generate("He ran and ran and ran. " * 40_000 + "Then he")
-    figures = reader.page.inner_text(".figures")
-    assert "does not fit the context; only its last 496 tokens are used" in figures
-    assert reader.problem() == ""
-    assert reader.words() > 0
-    reader.generate(PROMPT)
-    assert "longer" not in reader.page.inner_text(".figures")
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:100_000])
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def lengthen(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"\0")
-
-
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        (Path.unlink, r"is missing on this server \(404\)"),
-        (truncate, "is incomplete: only 0.1 MB of [0-9.]+ MB arrived"),
-        (flip, "is damaged: it differs from the file that this page was built with"),
-        (lengthen, "is damaged: it differs from the file that this page was built with"),
-    ],
-    ids=["missing", "truncated", "damaged", "longer"],
-)
-@pytest.mark.parametrize("file", ["models/endless/onnx/model.onnx"])
-def test_a_model_that_cannot_be_loaded_is_said_and_the_others_tell(
-    browser: Browser,
-    site: Path,
-    tmp_path: Path,
-    file: str,
-    damage: Callable[[Path], Any],
-    says: str,
-) -> None:
-    broken = Path(shutil.copytree(site, tmp_path / "site"))
-    damage(broken / file)
-    with served(broken) as url, reading(browser, url) as reader:
-        reader.slide("#length", 16)
-        reader.generate(PROMPT)
-        assert file in reader.problem()
-        assert re.search(says, reader.problem()), reader.problem()
-        choose(reader, "run")
-        reader.generate()
-        assert reader.problem() == ""
-        assert reader.status() == "Done."
-        shutil.copy2(site / file, broken / file)
-        choose(reader, "endless")
-        reader.generate()
-        assert reader.problem() == ""
-        assert reader.words() > 0
-
-
-@pytest.mark.parametrize(
-    ("script", "says"),
-    [
-        ("delete window.WebAssembly", "This browser does not support WebAssembly"),
-        (
-            "WebAssembly.Memory = function () {"
-            " throw new RangeError('WebAssembly.Memory(): could not allocate memory') }",
-            "There is not enough memory for endless",
-        ),
-    ],
-    ids=["no WebAssembly", "no memory"],
-)
-def test_a_browser_that_cannot_run_a_model_is_told_so(
-    browser: Browser, address: str, script: str, says: str
-) -> None:
-    opened = browser.new_context()
-    opened.add_init_script(script)
-    reader = Reader(opened.new_page())
-    reader.page.goto(address)
-    reader.page.wait_for_selector("#ask:not([inert])")
-    reader.generate(PROMPT)
-    assert says in reader.problem()
-    assert reader.page.is_enabled("#generate")
-    opened.close()
 
 
 @pytest.fixture(scope="module")

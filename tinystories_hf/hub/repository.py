@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,7 +22,7 @@ _R = TypeVar("_R", bound="Repository")
 
 
 @dataclass(frozen=True)
-class Repository:
+class Repository(ABC):
     """A revision of a repository, and the options of publishing to it.
 
     Subclasses define which content they may replace.
@@ -41,13 +42,13 @@ class Repository:
         """Return the name of the setting that named it."""
         return {"model": "hub_model_id", "space": "space"}[self.repo_type]
 
+    @abstractmethod
     def check_content(self, api: HfApi) -> None:
         """Check that publishing would not replace other content.
 
         Raises:
             UserError: it would.
         """
-        raise NotImplementedError
 
     def to_delete(self, others: set[str]) -> set[str]:
         """Return which of the files that are not published are deleted; by default all."""

@@ -1,6 +1,6 @@
 r"""Take the README's picture of the page.
 
-    python -m tests.support.picture_page --models small=runs/small xs-150=runs/xs-150 \
+    python -m tests.support.page.picture --models small=runs/small xs-150=runs/xs-150 \
         --out docs/results/page.png
 
 The models have to be exported; npm and a Chromium are needed.
@@ -12,7 +12,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from tests.support.page_browser import open_browser, reading, served
+from tests.support.page.browser import open_browser, reading, served
 from tinystories_hf.web.page import build_page
 
 PROMPT = "Once upon a time there was a little girl named Lily. She had a"

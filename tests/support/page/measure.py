@@ -1,6 +1,6 @@
-r"""Measure an exported model and the page that tells with it; see docs/page.md.
+r"""Measure an exported model and the page that runs it; see docs/page.md.
 
-    python -m tests.support.measure_page --model runs/xs-150 --out docs/results/page-cpu.json \
+    python -m tests.support.page.measure --model runs/xs-150 --out docs/results/page-cpu.json \
         --text ../shared/data/tinystories/TinyStories-valid.txt
 
 Nothing else should run on the machine meanwhile.
@@ -18,7 +18,7 @@ from typing import Any
 from playwright.sync_api import Browser
 from transformers import AutoTokenizer
 
-from tests.support.page_browser import open_browser, reading, served
+from tests.support.page.browser import open_browser, reading, served
 from tinystories_hf.core import environment
 from tinystories_hf.core.files import file_sha256, write_json
 from tinystories_hf.data.splits import END_OF_TEXT
@@ -53,33 +53,33 @@ def measure_telling(browser: Browser, folder: Path, dtype: Dtype) -> dict[str, A
     """Return milliseconds from the click to the first word, and tokens per second after it.
 
     `cold` begins with nothing cached, `reloaded` with the files in the browser's cache, `loaded`
-    with the model in memory. A story is told until the context is full or it ends.
+    with the model in memory. A story is generated until the context is full or it ends.
     """
     with tempfile.TemporaryDirectory() as work:
         build_page({"model": folder}, Path(work) / "site", dtype)
         with served(Path(work) / "site") as url, reading(browser, url) as reader:
 
-            def tell(button: str = "#generate") -> dict[str, float]:
+            def generate(button: str = "#generate") -> dict[str, float]:
                 reader.generate(PROMPT if button == "#generate" else None, button)
                 assert not reader.problem(), reader.problem()
                 data = reader.page.evaluate("({...document.querySelector('article').dataset})")
                 return {name: float(value) for name, value in data.items()}
 
-            cold = tell()
+            cold = generate()
             reader.page.reload()
-            reloaded = tell()
-            told = [tell("#again") for _ in range(ROUNDS)]
-    rates = [1000 * found["tokens"] / found["workingMs"] for found in told]
+            reloaded = generate()
+            stories = [generate("#again") for _ in range(ROUNDS)]
+    rates = [1000 * found["tokens"] / found["workingMs"] for found in stories]
     return {
         "cold_ms": cold["loadMs"] + cold["firstMs"],
         "reloaded_ms": reloaded["loadMs"] + reloaded["firstMs"],
-        "loaded_ms": statistics.median(found["firstMs"] for found in told),
+        "loaded_ms": statistics.median(found["firstMs"] for found in stories),
         "tokens_per_second": {
             "median": statistics.median(rates),
             "lowest": min(rates),
             "highest": max(rates),
         },
-        "tokens": [int(found["tokens"]) for found in told],
+        "tokens": [int(found["tokens"]) for found in stories],
     }
 
 

@@ -1,6 +1,6 @@
 """Time the ways from an XS to an ONNX graph, and see what comes out; see docs/page.md.
 
-    python -m tests.support.measure_exporters
+    python -m tests.support.page.measure_exporters
 
 Prints one row for each way. The slowest takes minutes.
 """
