@@ -22,11 +22,11 @@ quickstart: $(VENV)/installed
 	fi
 
 test: $(VENV)/installed-dev check
-	$(BIN)/python -m pytest -n 2 --dist worksteal --randomly-seed=$(SEED)
+	$(BIN)/python -m pytest -n 3 --dist worksteal --randomly-seed=$(SEED)
 
 # The everyday loop: without the tests that start processes of their own.
 test-fast: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal --randomly-seed=$(SEED) -m "not slow and not launches"
+	$(BIN)/python -m pytest -n 3 --dist worksteal --randomly-seed=$(SEED) -m "not slow and not launches"
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -43,7 +43,7 @@ test-latest test-oldest: test-%: $(VENV)/installed-dev
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-$*
 	$(BIN)/uv pip install --quiet --python $(VENV)-$*/bin/python \
 		--resolution $(if $(filter oldest,$*),lowest-direct,highest) --editable ".[dev]"
-	$(VENV)-$*/bin/python -m pytest -n 2 --dist worksteal --randomly-seed=$(SEED)
+	$(VENV)-$*/bin/python -m pytest -n 3 --dist worksteal --randomly-seed=$(SEED)
 
 lock: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet uv
