@@ -132,7 +132,9 @@ def test_an_error_of_the_main_process_ends_the_others_without_a_traceback(
     (tmp_path / "tiny.yaml").write_text(TINY_CONFIG)
     (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
     done = run_forked(tmp_path, script, "train.py", ["--config", "tiny.yaml"], num_processes=2)
-    first, second = done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
+    # Under load a further line was printed once, in about ten runs.
+    second, first = sorted(line for line in done.stderr.splitlines() if line.startswith("error"))
     assert "error: output_dir: run already contains a run" in first
     assert second == (
         "error (process 1): another process of this run has ended; see its error message"
