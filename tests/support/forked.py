@@ -58,14 +58,13 @@ class ForkedProcess:
         """Call a function in `folder`, in a session of its own; its output is added to `said`.
 
         `variables` is added to the environment; of those that libraries read when they are
-        imported, `HF_HOME` and `HF_ENDPOINT` take effect.
+        imported, `HF_HOME` (by default a folder beside `folder`) and `HF_ENDPOINT` take effect.
         """
         begin_server()
+        own = {"HF_HOME": str(folder.with_name(f"{folder.name}-home")), **(variables or {})}
         for path in said:
             path.touch()
-        self.process = FORKS.Process(
-            target=_call, args=(folder, dict(variables or {}), said, work, arguments)
-        )
+        self.process = FORKS.Process(target=_call, args=(folder, own, said, work, arguments))
         self.process.start()
         assert self.process.pid is not None
         self.pid = self.process.pid
@@ -126,6 +125,7 @@ def run_forked(
         out, err = (
             "".join(path.read_text() for path in paths) for paths in zip(*streams, strict=True)
         )
+    assert not NO_HOME.exists(), f"a test used {NO_HOME} as its cache; remove it"
     return subprocess.CompletedProcess(work.__name__, next(filter(None, codes), 0), out, err)
 
 
