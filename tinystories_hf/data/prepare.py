@@ -225,8 +225,8 @@ def _write_split(
     if not writer.rows:
         raise UserError(
             f"dataset: the {name} split of {data.dataset} has {writer.tokens_in} tokens, fewer than"
-            f" one row of context_length {data.context_length}; add text, lower context_length"
-            + (", or raise validation_share" if name == "validation" else "")
+            f" one row of context_length {data.context_length}; add text, or lower"
+            " context_length" + (", or raise validation_share" if name == "validation" else "")
         )
     kept = asdict(counts)
     del kept["digests"]

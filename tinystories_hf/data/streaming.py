@@ -59,7 +59,7 @@ class Pass:
     def __str__(self) -> str:
         return (
             f"{self.stories:,} stories, {self.tokens:,} tokens, {self.rows:,} rows;"
-            f" {self.tokens_dropped:,} tokens fill no row"
+            f" {self.tokens_dropped:,} leftover tokens dropped"
         )
 
 

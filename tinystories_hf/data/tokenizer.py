@@ -110,9 +110,9 @@ def reopen_tokenizer(folder: Path, context_length: int) -> StoryTokenizerFast:
 def check_tokenizer(
     tokenizer: PreTrainedTokenizerFast, data: DataArguments, vocab_size: int
 ) -> None:
-    """Refuse a tokenizer that is not the one the configuration speaks of.
+    """Check that a tokenizer matches the configuration.
 
-    Transformers can build an empty tokenizer without a word, so its size is checked first.
+    Transformers can silently build an empty tokenizer, so the size is checked first.
 
     Raises:
         UserError: as `load_tokenizer`.

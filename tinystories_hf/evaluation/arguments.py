@@ -78,7 +78,7 @@ class EvaluationArguments:
 
     def __post_init__(self) -> None:
         if bool(self.model) == bool(self.results):
-            raise UserError("give --model, such as --model runs/xs, or --results to compare")
+            raise UserError("give --model, such as --model runs/xs, or --results, not both")
         if self.revision is not None and len(self.model) != 1:
             raise UserError("revision: only valid for a single model; give one with --model")
         for name in ("batch_size", "judge_concurrency", "context_length"):

@@ -20,11 +20,16 @@ from huggingface_hub import HfApi, constants
 from tinystories_hf.config.arguments import HubArguments
 from tinystories_hf.core import run_record
 from tinystories_hf.core.console import script_command
-from tinystories_hf.core.errors import RunError, UserError
+from tinystories_hf.core.errors import UserError
 from tinystories_hf.core.files import check_readable, reporting_full_disk
 from tinystories_hf.evaluation.report.card import CARD_FILE, render_card, write_card
 from tinystories_hf.hub.client import FOR_A_CHECKPOINT, FOR_THE_MODEL, Patience, hub_error
-from tinystories_hf.hub.repository import HUB_FILES, MAIN_BRANCH, Repository
+from tinystories_hf.hub.repository import (
+    HUB_FILES,
+    MAIN_BRANCH,
+    Repository,
+    reporting_failed_push,
+)
 from tinystories_hf.web.onnx_export import EXPORT_RECORD, FP32, ONNX_FOLDER, Q8, check_onnx_export
 
 # The files of a model that are published; everything else (optimizer state, pickles) stays local.
@@ -114,16 +119,11 @@ def publish(run_dir: Path, repository: RunRepository) -> str:
     with reporting_full_disk(run_dir, "writing the card"):
         write_card(run_dir, repository.repo_id)
     message = f"Publish {run_dir.name} of tinystories_hf"
-    try:
+    what, command = f"{run_dir} is complete but", _retry_command(run_dir, repository)
+    with reporting_failed_push(what, repository, command):
         _check_onnx(run_dir)
         repository.commit(staged_files(run_dir), message, FOR_THE_MODEL)
         _publish_waiting(run_dir, repository, FOR_THE_MODEL)
-    except Exception as error:
-        reason = error if isinstance(error, UserError) else hub_error(error, repository.repo_id)
-        raise RunError(
-            f"{run_dir} is complete but not published to {repository}: {reason}; to publish it:"
-            f" {_retry_command(run_dir, repository)}"
-        ) from error
     return f"{constants.ENDPOINT}/{repository.repo_id}"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -11,7 +13,7 @@ import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors
 from huggingface_hub.utils import validate_repo_id
 
-from tinystories_hf.core.errors import UserError
+from tinystories_hf.core.errors import RunError, UserError
 from tinystories_hf.core.progress import without_progress_bars
 from tinystories_hf.hub.client import Patience, ask, hub_error, plain_uploads_where_there_is_no_xet
 
@@ -169,6 +171,22 @@ class Repository(ABC):
             space_sdk="static" if self.repo_type == "space" else None,
             exist_ok=True,
         )
+
+
+@contextmanager
+def reporting_failed_push(what: str, repository: Repository, command: str) -> Iterator[None]:
+    """Turn any error of a push into a `RunError` that names the command that retries it.
+
+    Raises:
+        RunError: the push failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = error if isinstance(error, UserError) else hub_error(error, repository.repo_id)
+        raise RunError(
+            f"{what} not published to {repository}: {reason}; to publish it: {command}"
+        ) from error
 
 
 def _refuse_secrets(files: dict[str, Path]) -> None:

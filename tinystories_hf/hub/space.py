@@ -10,9 +10,9 @@ from typing import Literal
 from huggingface_hub import HfApi, constants
 
 from tinystories_hf.core.console import script_command
-from tinystories_hf.core.errors import RunError, UserError
-from tinystories_hf.hub.client import FOR_THE_MODEL, hub_error
-from tinystories_hf.hub.repository import HUB_FILES, Repository
+from tinystories_hf.core.errors import UserError
+from tinystories_hf.hub.client import FOR_THE_MODEL
+from tinystories_hf.hub.repository import HUB_FILES, Repository, reporting_failed_push
 from tinystories_hf.web.page import MANIFEST, is_page
 
 # The files of a new static Space, which the Hub creates in one commit.
@@ -59,14 +59,8 @@ def publish_space(site: Path, repository: SpaceRepository) -> str:
     """
     _require_page(site)
     message = f"Publish {site.resolve().name} of tinystories_hf"
-    try:
+    with reporting_failed_push(f"{site} is", repository, _retry_command(site, repository)):
         repository.commit(page_files(site), message, FOR_THE_MODEL)
-    except Exception as error:
-        reason = error if isinstance(error, UserError) else hub_error(error, repository.repo_id)
-        raise RunError(
-            f"{site} is not published to {repository}: {reason}; to publish it:"
-            f" {_retry_command(site, repository)}"
-        ) from error
     return f"{constants.ENDPOINT}/spaces/{repository.repo_id}"
 
 

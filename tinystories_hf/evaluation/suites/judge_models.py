@@ -112,7 +112,10 @@ def _final(error: Exception, name: str, key: str | None) -> Exception:
         if status in (400, 413, 422):
             return RefusedError(reason)
         if status in (401, 403):
-            return UserError(f"judge: the endpoint rejects the key for {name} ({reason})")
+            return UserError(
+                f"judge: the endpoint rejects the key for {name} ({reason}); check {API_KEY}, or"
+                " log in with `hf auth login` for the Hub's inference providers"
+            )
     return UserError(f"judge: {name} cannot be used: {reason}")
 
 
