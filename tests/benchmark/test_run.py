@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from operator import mul
 from pathlib import Path
 
 import pytest
@@ -36,15 +37,10 @@ def test_the_contenders_take_turns_after_a_run_that_is_not_counted() -> None:
     assert rates["b"].median == 3.0
 
 
-def hold(mebibytes: int) -> None:
-    kept = bytearray(mebibytes << 20)
-    kept[::4096] = b"x" * len(kept[::4096])
-
-
 def test_memory_is_that_of_a_process_of_its_own() -> None:
     mine = bytearray(300 << 20)  # of this process, which the other must not count
     mine[::4096] = b"x" * len(mine[::4096])
-    small, large = peak_memory(hold, 1), peak_memory(hold, 201)
+    small, large = (peak_memory(mul, b"x", size << 20) for size in (1, 201))
     assert large - small == pytest.approx(200 << 20, rel=0.1)
 
 

@@ -35,7 +35,7 @@ def test_no_module_determines_the_main_process_by_itself() -> None:
 
 def host_a_group_and_end(port: int) -> None:
     """As the main process of two, let the other one connect, and end without forming a group."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     store = TCPStore("127.0.0.1", port, world_size=2, is_master=True, wait_for_workers=False)
     while store.num_keys() < 2:
@@ -47,11 +47,11 @@ def join_a_group_that_ends(port: int) -> None:
     """As the other process of two, expect the error that names the cause."""
     import torch.distributed
 
-    with pytest.raises(RunError, match="another process of this run has ended"):
-        with reporting_lost_process():
-            torch.distributed.init_process_group(
-                "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=1, world_size=2
-            )
+    ended = pytest.raises(RunError, match="another process of this run has ended")
+    with ended, reporting_lost_process():
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=1, world_size=2
+        )
 
 
 def host_or_join(port: int) -> None:
@@ -64,16 +64,16 @@ def test_a_process_that_ends_before_the_group_has_formed_is_reported(tmp_path: P
 
 
 def host_on_a_port_in_use() -> None:
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         os.environ["MASTER_PORT"] = str(port)
-        with pytest.raises(UserError, match=f"port {port} .* in use, .* --main_process_port"):
-            with reporting_lost_process():
-                TCPStore("127.0.0.1", port, is_master=True)
+        in_use = pytest.raises(UserError, match=f"port {port} .* in use, .* --main_process_port")
+        with in_use, reporting_lost_process():
+            TCPStore("127.0.0.1", port, is_master=True)
 
 
 def test_a_port_in_use_is_reported_with_the_flag_that_changes_it(tmp_path: Path) -> None:

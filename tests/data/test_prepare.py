@@ -12,8 +12,8 @@ import datasets
 import numpy as np
 import pytest
 
-from tests.support.forked import train_forked
-from tinystories_hf.config.command_line import Arguments
+from tests.support.forked import run_forked
+from tinystories_hf.config.command_line import Arguments, parse_arguments
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.data import prepare as data_module
 from tinystories_hf.data.manifest import (
@@ -250,14 +250,23 @@ def test_no_token_of_the_real_sample_is_lost(tiny_arguments: Parse, shared: Path
 def test_the_real_rows_do_not_depend_on_processes_batches_or_threads(
     tiny_arguments: Parse, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = ("--max_steps", "1", "--max_eval_rows", "8")
-    train_forked(tmp_path, *real_text(shared), *steps, num_processes=2)
-    (by_two,) = (tmp_path / "home" / "tinystories_hf").iterdir()
-    found = rows_of(by_two)
+    by_two = tmp_path / "by-two"
+    flags = ("--config", str(tmp_path / "tiny.yaml"), *real_text(shared))
+    done = run_forked(
+        tmp_path, prepare_rows, *flags, "--prepared_dir", str(by_two), num_processes=2
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = by_two.iterdir()
+    found = rows_of(folder)
     monkeypatch.setattr(data_module, "STORIES_PER_BATCH", 7)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     assert found == rows_of(prepare_with(tiny_arguments, *real_text(shared)).path)
     assert len(found[0]) > 2 * 2_700_000, "all of the real text, two bytes per token"
+
+
+def prepare_rows(*flags: str) -> None:
+    arguments = parse_arguments(list(flags))
+    prepare(arguments.data, arguments.model.vocab_size, quiet=True)
 
 
 def rows_of(folder: Path) -> list[bytes]:

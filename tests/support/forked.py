@@ -129,7 +129,12 @@ def run_forked(
     return subprocess.CompletedProcess(work.__name__, next(filter(None, codes), 0), out, err)
 
 
-def start_forked(folder: Path, *flags: str, memory: int | None = None) -> ForkedProcess:
+def start_forked(
+    folder: Path,
+    *flags: str,
+    memory: int | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> ForkedProcess:
     """Start a run of the tiny model; what it prints is added to out.txt and err.txt.
 
     `memory` is how many bytes it may take beyond those that it has.
@@ -141,7 +146,7 @@ def start_forked(folder: Path, *flags: str, memory: int | None = None) -> Forked
         (folder / "out.txt", folder / "err.txt"),
         script,
         *("train.py", words, memory),
-        variables={"HF_HOME": str(folder / "home")},
+        variables={"HF_HOME": str(folder / "home"), **(variables or {})},
     )
 
 

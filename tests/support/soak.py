@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.conftest import LAUNCH, start, untimed
-from tests.support.forked import train_forked
+from tests.support.forked import ForkedProcess, start_forked, train_forked
 from tinystories_hf.core.errors import EXIT_STOPPED
 
 STEPS = 200
@@ -65,12 +65,25 @@ def plan_kills(number: int, seed: int, by: signal.Signals = signal.SIGKILL) -> l
     return [replace(kill, signal=by) for kill in (*early, *middle, *late)]
 
 
-def begin(folder: Path, processes: int) -> subprocess.Popen[str]:
-    """Start the run, through the launcher for several processes; its words alone are kept."""
-    for name in ("out.txt", "err.txt"):
-        (folder / name).unlink(missing_ok=True)
+def launch(folder: Path, processes: int) -> subprocess.Popen[str]:
+    """Start the run by its command, through the launcher for several processes."""
     launcher = [*LAUNCH, "--num_processes", str(processes)] if processes > 1 else [sys.executable]
     return start(folder, *FLAGS, launcher=tuple(launcher))
+
+
+def fork(folder: Path, processes: int) -> ForkedProcess:
+    """Start the run as a process that has imported the stack already."""
+    assert processes == 1
+    return start_forked(folder, *FLAGS)
+
+
+Begin = Callable[[Path, int], "subprocess.Popen[str] | ForkedProcess"]
+
+
+def forget_output(folder: Path) -> None:
+    """Remove what an earlier session printed."""
+    for name in ("out.txt", "err.txt"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def steps_said(folder: Path) -> int:
@@ -91,8 +104,9 @@ def has_come(folder: Path, kill: Kill) -> bool:
     return True
 
 
-def disturb(folder: Path, kill: Kill, processes: int) -> int | None:
+def disturb(folder: Path, kill: Kill, processes: int, begin: Begin) -> int | None:
     """Start the run and send it a signal; return its exit code, None if it ended before."""
+    forget_output(folder)
     running = begin(folder, processes)
     while not has_come(folder, kill):
         if running.poll() is not None:
@@ -121,11 +135,6 @@ def wait_for_the_group(group: int) -> None:
     raise AssertionError(f"processes of group {group} live on")
 
 
-def finish(folder: Path, processes: int) -> None:
-    """Let the run come to its end."""
-    assert begin(folder, processes).wait(timeout=600) == 0, (folder / "err.txt").read_text()
-
-
 def outcome(folder: Path) -> dict[str, object]:
     """Return all of a run that may not depend on how often it was killed."""
     run = folder / "run"
@@ -151,9 +160,14 @@ def soak(
     folder: Path,
     kills: list[Kill],
     processes: int = 1,
+    begin: Begin = launch,
     say: Callable[[str], None] = lambda _: None,
 ) -> Counter[str]:
-    """Run the whole comparison; return how often the run was killed where."""
+    """Run the whole comparison; return how often the run was killed where.
+
+    `begin` starts the sessions that are killed; the undisturbed run and the last session of the
+    other one are forked.
+    """
     reference, disturbed = folder / "reference", folder / "disturbed"
     for path in (reference, disturbed):
         path.mkdir()
@@ -161,7 +175,7 @@ def soak(
     met: Counter[str] = Counter()
     for kill in kills:
         before = steps_saved(disturbed)
-        code = disturb(disturbed, kill, processes)
+        code = disturb(disturbed, kill, processes, begin)
         if code is None:
             say(f"{kill}: the run had ended")
             continue
@@ -170,7 +184,7 @@ def soak(
         say(f"{kill}: exit code {code}, step {before} to {after}")
         if kill.signal != signal.SIGKILL:
             check_stop(disturbed, kill, code, processes)
-    finish(disturbed, processes)
+    train_forked(disturbed, *FLAGS, num_processes=processes)
     compare(reference, disturbed)
     return met
 
@@ -215,7 +229,7 @@ def main() -> None:
             Path(folder),
             plan_kills(given.kills, given.seed, signal.Signals[f"SIG{given.signal}"]),
             given.processes,
-            print,
+            say=print,
         )
     places = ", ".join(f"{count} {place}" for place, count in sorted(met.items()))
     print(f"{met.total()} signals ({places}); same weights, log, samples and loss, to the bit;"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import LAUNCH, ROOT, TINY_CONFIG, environment, made_once, train_tiny
-from tests.support.forked import train_forked
+from tests.support.forked import free_port, launched, start_forked, train_forked
 
 FLAGS = ("--max_steps", "50", "--seed", "3", "--save_steps", "50", "--eval_steps", "25")
 
@@ -55,9 +54,7 @@ def test_more_processes_train_as_one(tmp_path: Path, alone: Path) -> None:
 
 def train_on_two_machines(*folders: Path) -> list[tuple[int, str, str]]:
     """Start one process in each folder, as two launchers that form one group."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     machines = [
         subprocess.Popen(
             [
@@ -92,8 +89,12 @@ def test_machines_that_do_not_share_the_run_directory_are_refused(tmp_path: Path
     folders = [tmp_path / name for name in ("first", "second")]
     for folder in folders:
         folder.mkdir()
-        (folder / "tiny.yaml").write_text(TINY_CONFIG)
-    said = train_on_two_machines(*folders)
-    assert all(code != 0 for code, _, _ in said)
-    assert "output_dir: run of the first machine does not exist on this one" in said[1][2]
+    port = free_port()
+    running = [
+        start_forked(folder, *FLAGS, variables=launched(rank, 2, port))
+        for rank, folder in enumerate(folders)
+    ]
+    assert all(process.wait(120) != 0 for process in running)
+    said = (folders[1] / "err.txt").read_text()
+    assert "output_dir: run of the first machine does not exist on this one" in said
     assert not (folders[1] / "run").exists()

@@ -13,7 +13,8 @@ import transformers
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT, TINY_CONFIG, environment, made_once
-from tests.support.forked import train_forked
+from tests.support.forked import run_forked, train_forked
+from tests.support.sharded import launched_sharded, sharded_script
 from tests.training.test_train import DROPOUT, history, losses, train_and_log
 from tinystories_hf.config.command_line import parse_arguments
 from tinystories_hf.hub.publish import _MODEL_FILES
@@ -25,11 +26,27 @@ FEW = (
 )
 
 
-def train_sharded(folder: Path, *flags: str) -> dict[int, float]:
-    """Train the tiny model sharded over two processes; return the loss of each step."""
+def write_configs(folder: Path) -> None:
     launcher = (ROOT / "configs" / "accelerate" / "fsdp.yaml").read_text()
     (folder / "fsdp.yaml").write_text(launcher.replace("use_cpu: false", "use_cpu: true"))
     (folder / "tiny.yaml").write_text(TINY_CONFIG)
+
+
+def train_sharded_forked(folder: Path, *flags: str) -> dict[int, float]:
+    """Train as `train_sharded` does, in forked processes without the launcher."""
+    write_configs(folder)
+    words = ["--config", "tiny.yaml", "--output_dir", "run", *flags]
+    variables = launched_sharded(folder / "fsdp.yaml")
+    done = run_forked(
+        folder, sharded_script, "train.py", words, num_processes=2, variables=variables
+    )
+    assert done.returncode == 0, done.stderr
+    return losses(history(folder / "run"))
+
+
+def train_sharded(folder: Path, *flags: str) -> dict[int, float]:
+    """Train the tiny model sharded over two processes; return the loss of each step."""
+    write_configs(folder)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", "fsdp.yaml"),
@@ -128,6 +145,7 @@ def test_a_sharded_model_trains_on_a_stream_as_one_process_does(
     one, shares = tmp_path / "one", tmp_path / "shares"
     one.mkdir()
     shares.mkdir()
-    whole, sharded = losses(train_and_log(one, *flags)), train_sharded(shares, *flags)
+    whole, sharded = losses(train_and_log(one, *flags)), train_sharded_forked(shares, *flags)
     assert len(whole) == len(sharded) == 10
     assert max(abs(whole[step] - sharded[step]) for step in whole) < 1e-4
+    assert (shares / "run" / "checkpoint-10" / "pytorch_model_fsdp.bin").exists(), "it was sharded"

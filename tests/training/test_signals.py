@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.support.soak import Kill, soak
+from tests.support.soak import Kill, fork, launch, soak
 
 # Prints "ready", then "noted" at the first signal if signals are deferred.
 LISTEN = """
@@ -97,5 +97,5 @@ KILLS = {
 @pytest.mark.parametrize("case", KILLS)
 def test_a_run_that_is_killed_repeatedly_has_the_same_result(tmp_path: Path, case: str) -> None:
     processes, kills = KILLS[case]
-    met = soak(tmp_path, kills, processes)
+    met = soak(tmp_path, kills, processes, fork if processes == 1 else launch)
     assert met.total() == len(kills)

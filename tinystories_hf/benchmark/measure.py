@@ -56,7 +56,7 @@ def wait_for_device() -> None:
         torch.accelerator.synchronize()
 
 
-def peak_memory(work: Callable[..., None], *arguments: Any) -> int:
+def peak_memory(work: Callable[..., object], *arguments: Any) -> int:
     """Return the largest memory in bytes that a fresh process takes to do the work.
 
     On a GPU it is that of the device, else the resident memory, libraries included.
@@ -75,7 +75,7 @@ def peak_memory(work: Callable[..., None], *arguments: Any) -> int:
     return peak
 
 
-def _report_memory(send: Any, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _report_memory(send: Any, work: Callable[..., object], arguments: tuple[Any, ...]) -> None:
     work(*arguments)
     if device_type() == "cuda":
         send.send(torch.cuda.max_memory_allocated())

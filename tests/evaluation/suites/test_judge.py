@@ -1,10 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, environment
+from tests.support.forked import ForkedProcess, script
 from tests.support.judging_endpoint import GRADES, OPINION, JudgingEndpoint
 from tinystories_hf.core import retry as retry_module
 from tinystories_hf.core.errors import RunError, UserError
@@ -130,15 +126,18 @@ def test_a_permanent_error_stops_the_suite_and_keeps_the_replies(
     assert all(count == 1 for count in endpoint.answered.values())
 
 
-def evaluate_command(
+def start_evaluation(
     endpoint: JudgingEndpoint, run: Path, folder: Path, prompts: Path
-) -> list[str]:
-    return [
+) -> ForkedProcess:
+    flags = [
         # The cloze suite imports the library `evaluate`, which the script must not hide.
-        sys.executable, str(ROOT / "scripts/evaluate.py"), "--model", str(run),
-        "--suite", "cloze,judge", "--judge_model", "grader", "--judge_base_url", endpoint.url,
-        "--judge_confirm", "--prompts", str(prompts), "--output_dir", str(folder),
-    ]  # fmt: skip
+        *("--model", str(run), "--suite", "cloze,judge", "--judge_model", "grader"),
+        *("--judge_base_url", endpoint.url, "--judge_confirm", "--prompts", str(prompts)),
+        *("--output_dir", str(folder / "out")),
+    ]
+    said = (folder / "out.txt", folder / "err.txt")
+    variables = {"JUDGE_API_KEY": "sk-secret"}
+    return ForkedProcess(folder, said, script, "evaluate.py", flags, variables=variables)
 
 
 def test_a_killed_evaluation_resumes_without_repeating_requests(
@@ -147,34 +146,33 @@ def test_a_killed_evaluation_resumes_without_repeating_requests(
     prompts = tmp_path / "prompts.yaml"
     prompts.write_text("".join(f"- A pupil named {hero} went\n" for hero in HEROES))
     endpoint.script = {"Eve": ["ok", "ok", "ok", "hang", "hang", "hang", "hang", "hang"]}
-    command = evaluate_command(endpoint, trained_run, tmp_path / "out", prompts)
-    place = {"cwd": trained_run.parent, "env": environment(tmp_path, JUDGE_API_KEY="sk-secret")}
-    process = subprocess.Popen(command, **place, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # type: ignore[call-overload]
+    work = tmp_path / "work"
+    work.mkdir()
+    process = start_evaluation(endpoint, trained_run, work, prompts)
     last, quiet_since = -1, time.monotonic()
     while time.monotonic() - quiet_since < 1.0 or last < 10:  # until no more replies arrive
-        assert process.poll() is None, process.stderr.read().decode()
+        assert process.poll() is None, (work / "err.txt").read_text()
         if len(endpoint.requests) != last:
             last, quiet_since = len(endpoint.requests), time.monotonic()
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.wait()
     answered = sum(endpoint.answered.values())
     assert 0 < answered < 160
 
     endpoint.script = {}
-    done = subprocess.run(command, **place, capture_output=True, text=True, timeout=200)  # type: ignore[call-overload]
-    assert done.returncode == 0, done.stderr
+    code = start_evaluation(endpoint, trained_run, work, prompts).wait(200)
+    assert code == 0, (work / "err.txt").read_text()
     assert sum(endpoint.answered.values()) == 160  # 8 prompts x 10 completions x 2 turns
-    results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    results = json.loads((work / "out" / "eval_results.json").read_text())
     (judge,) = results["judge"]["judges"]
     assert judge["graded"] == 80
-    lines = (tmp_path / "out" / "judgements.jsonl").read_text().splitlines()[1:]
+    lines = (work / "out" / "judgements.jsonl").read_text().splitlines()[1:]
     keys = [(r["prompt"], r["completion"], r["turn"]) for r in map(json.loads, lines)]
     assert len(keys) == len(set(keys)) == 160
     assert {headers["authorization"] for headers in endpoint.headers} == {"Bearer sk-secret"}
-    for path in (tmp_path / "out").rglob("*"):
-        assert b"sk-secret" not in path.read_bytes()
-    assert "sk-secret" not in done.stdout + done.stderr
+    for path in work.rglob("*"):
+        assert path.is_dir() or b"sk-secret" not in path.read_bytes()
 
 
 def test_the_hub_token_is_not_sent_to_another_endpoint(
