@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, made_once
 from tests.support.forked import run_forked, script, train_forked
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.loopback_state import StoredRepository
@@ -37,13 +37,15 @@ def evaluate(folder: Path, *flags: str, **extra: str) -> subprocess.CompletedPro
 @pytest.fixture(scope="session")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the run `run`, evaluated with all suites except judge."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    train_forked(folder, *LONGER)
-    done = evaluate(folder, "--model", "run")
-    assert done.returncode == 0, done.stderr
-    (folder / "stdout.txt").write_text(done.stdout)
-    (folder / "stderr.txt").write_text(done.stderr)
-    return folder
+
+    def make(folder: Path) -> None:
+        train_forked(folder, *LONGER)
+        done = evaluate(folder, "--model", "run")
+        assert done.returncode == 0, done.stderr
+        (folder / "stdout.txt").write_text(done.stdout)
+        (folder / "stderr.txt").write_text(done.stderr)
+
+    return made_once(tmp_path_factory, "evaluated", make)
 
 
 def results_in(folder: Path) -> dict[str, Any]:
@@ -120,13 +122,10 @@ def test_results_with_other_settings_are_refused(
 
 def test_several_models_are_compared(evaluated: Path, tmp_path: Path) -> None:
     """A second model was trained on the same data with another seed."""
-    other = evaluated / "other"
-    if not other.exists():
-        train_forked(evaluated, *LONGER, "--seed", "7", "--max_steps", "2", run="other")
-    out = tmp_path / "compared"
-    done = evaluate(
-        evaluated, "--model", "run", "other", "--suite", "loss,cloze", "--output_dir", str(out)
-    )
+    other, out = tmp_path / "other", tmp_path / "compared"
+    train_forked(tmp_path, *LONGER, "--seed", "7", "--max_steps", "2", run="other")
+    models = ("--model", "run", str(other))
+    done = evaluate(evaluated, *models, "--suite", "loss,cloze", "--output_dir", str(out))
     assert done.returncode == 0, done.stderr
     text = (out / "evaluation.md").read_text()
     assert text.startswith("# Evaluation: run, other")

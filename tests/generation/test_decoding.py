@@ -39,7 +39,7 @@ def test_tokens_are_drawn_with_their_probability() -> None:
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(1, 700, generator=generator) * 3
     logits[0, 7] = logits[0, 255] = -torch.inf
-    stories = 200_000
+    stories = 50_000
     draws = torch.rand(stories, generator=generator, dtype=torch.float64)
     for temperature in (1.0, 0.5):
         settings = GenerationArguments(temperature=temperature)
@@ -51,7 +51,7 @@ def test_tokens_are_drawn_with_their_probability() -> None:
         squares = ((found - expected)[common] ** 2 / expected[common]).sum()
         degrees = int(common.sum()) - 1
         assert squares < degrees + 5 * (2 * degrees) ** 0.5
-        other = (logits[0].double() / (temperature * 1.05)).softmax(-1) * stories
+        other = (logits[0].double() / (temperature * 1.1)).softmax(-1) * stories
         assert ((found - other)[common] ** 2 / other[common]).sum() > 3 * degrees, "it can fail"
 
 

@@ -39,6 +39,7 @@ class JudgingEndpoint:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else each body waits 40 ms for an acknowledgement
 
             def do_POST(self) -> None:
                 endpoint.answer(self)
@@ -48,7 +49,8 @@ class JudgingEndpoint:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        # A shutdown waits for a poll, which is one in half a second by default.
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def url(self) -> str:

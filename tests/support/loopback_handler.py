@@ -44,6 +44,7 @@ def handler_of(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # else each body waits 40 ms for an acknowledgement
         fault: Fault | None = None
 
         def handle_any(self) -> None:
