@@ -28,11 +28,9 @@ from tests.conftest import LAUNCH, start, untimed
 from tests.support.forked import ForkedProcess, start_forked, train_forked
 from tinystories_hf.core.errors import EXIT_STOPPED
 
-STEPS = 200
 FLAGS = (
-    *("--max_steps", str(STEPS), "--save_steps", "10", "--eval_steps", "50"),
+    *("--save_steps", "10", "--eval_steps", "50", "--resume_from_checkpoint", "auto"),
     *("--toy_stories", "1500", "--attention_dropout", "0.1", "--resid_dropout", "0.1"),
-    *("--resume_from_checkpoint", "auto"),
 )
 
 
@@ -65,19 +63,19 @@ def plan_kills(number: int, seed: int, by: signal.Signals = signal.SIGKILL) -> l
     return [replace(kill, signal=by) for kill in (*early, *middle, *late)]
 
 
-def launch(folder: Path, processes: int) -> subprocess.Popen[str]:
+def launch(folder: Path, steps: int, processes: int) -> subprocess.Popen[str]:
     """Start the run by its command, through the launcher for several processes."""
     launcher = [*LAUNCH, "--num_processes", str(processes)] if processes > 1 else [sys.executable]
-    return start(folder, *FLAGS, launcher=tuple(launcher))
+    return start(folder, *FLAGS, "--max_steps", str(steps), launcher=tuple(launcher))
 
 
-def fork(folder: Path, processes: int) -> ForkedProcess:
+def fork(folder: Path, steps: int, processes: int) -> ForkedProcess:
     """Start the run as a process that has imported the stack already."""
     assert processes == 1
-    return start_forked(folder, *FLAGS)
+    return start_forked(folder, *FLAGS, "--max_steps", str(steps))
 
 
-Begin = Callable[[Path, int], "subprocess.Popen[str] | ForkedProcess"]
+Begin = Callable[[Path, int, int], "subprocess.Popen[str] | ForkedProcess"]
 
 
 def forget_output(folder: Path) -> None:
@@ -91,7 +89,7 @@ def steps_said(folder: Path) -> int:
     return (folder / "out.txt").read_text().count("  loss ")
 
 
-def has_come(folder: Path, kill: Kill) -> bool:
+def has_come(folder: Path, kill: Kill, steps: int) -> bool:
     """Return whether what a kill waits for is there."""
     if kill.when == "preparing":
         return any((folder / "home").glob("tinystories_hf/.*.unfinished"))
@@ -100,15 +98,15 @@ def has_come(folder: Path, kill: Kill) -> bool:
     if kill.when == "training":
         return steps_said(folder) >= kill.steps
     if kill.when == "finishing":
-        return (folder / "run" / f"checkpoint-{STEPS}").exists()
+        return (folder / "run" / f"checkpoint-{steps}").exists()
     return True
 
 
-def disturb(folder: Path, kill: Kill, processes: int, begin: Begin) -> int | None:
+def disturb(folder: Path, kill: Kill, steps: int, processes: int, begin: Begin) -> int | None:
     """Start the run and send it a signal; return its exit code, None if it ended before."""
     forget_output(folder)
-    running = begin(folder, processes)
-    while not has_come(folder, kill):
+    running = begin(folder, steps, processes)
+    while not has_come(folder, kill, steps):
         if running.poll() is not None:
             return None
         time.sleep(0.001)
@@ -135,10 +133,10 @@ def wait_for_the_group(group: int) -> None:
     raise AssertionError(f"processes of group {group} live on")
 
 
-def outcome(folder: Path) -> dict[str, object]:
+def outcome(folder: Path, steps: int) -> dict[str, object]:
     """Return all of a run that may not depend on how often it was killed."""
     run = folder / "run"
-    state = json.loads((run / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
+    state = json.loads((run / f"checkpoint-{steps}" / "trainer_state.json").read_text())
     results = json.loads((run / "eval_results.json").read_text())
     return {
         "weights": (run / "model.safetensors").read_bytes(),
@@ -149,9 +147,9 @@ def outcome(folder: Path) -> dict[str, object]:
     }
 
 
-def compare(reference: Path, disturbed: Path) -> None:
+def compare(reference: Path, disturbed: Path, steps: int) -> None:
     """Raise an AssertionError unless two runs came out the same, to the bit."""
-    expected, found = outcome(reference), outcome(disturbed)
+    expected, found = outcome(reference, steps), outcome(disturbed, steps)
     for key, value in expected.items():
         assert found[key] == value, f"{key} differs"
 
@@ -159,6 +157,7 @@ def compare(reference: Path, disturbed: Path) -> None:
 def soak(
     folder: Path,
     kills: list[Kill],
+    steps: int,
     processes: int = 1,
     begin: Begin = launch,
     say: Callable[[str], None] = lambda _: None,
@@ -171,11 +170,12 @@ def soak(
     reference, disturbed = folder / "reference", folder / "disturbed"
     for path in (reference, disturbed):
         path.mkdir()
-    train_forked(reference, *FLAGS, num_processes=processes)
+    flags = (*FLAGS, "--max_steps", str(steps))
+    train_forked(reference, *flags, num_processes=processes)
     met: Counter[str] = Counter()
     for kill in kills:
         before = steps_saved(disturbed)
-        code = disturb(disturbed, kill, processes, begin)
+        code = disturb(disturbed, kill, steps, processes, begin)
         if code is None:
             say(f"{kill}: the run had ended")
             continue
@@ -184,8 +184,8 @@ def soak(
         say(f"{kill}: exit code {code}, step {before} to {after}")
         if kill.signal != signal.SIGKILL:
             check_stop(disturbed, kill, code, processes)
-    train_forked(disturbed, *FLAGS, num_processes=processes)
-    compare(reference, disturbed)
+    train_forked(disturbed, *flags, num_processes=processes)
+    compare(reference, disturbed, steps)
     return met
 
 
@@ -228,7 +228,8 @@ def main() -> None:
         met = soak(
             Path(folder),
             plan_kills(given.kills, given.seed, signal.Signals[f"SIG{given.signal}"]),
-            given.processes,
+            steps=200,
+            processes=given.processes,
             say=print,
         )
     places = ", ".join(f"{count} {place}" for place, count in sorted(met.items()))

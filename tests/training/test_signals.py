@@ -87,7 +87,7 @@ KILLS = {
             Kill("preparing", 0.1),
             Kill("training", 0.01, 4, signal.SIGTERM),
             Kill("saving", 0.04),
-            Kill("finishing", 1.0),
+            Kill("finishing", 0.3),
         ],
     ),
     "two processes": (2, [Kill("saving", 0.04, signal=signal.SIGTERM)]),
@@ -97,5 +97,5 @@ KILLS = {
 @pytest.mark.parametrize("case", KILLS)
 def test_a_run_that_is_killed_repeatedly_has_the_same_result(tmp_path: Path, case: str) -> None:
     processes, kills = KILLS[case]
-    met = soak(tmp_path, kills, processes, fork if processes == 1 else launch)
+    met = soak(tmp_path, kills, 60, processes, fork if processes == 1 else launch)
     assert met.total() == len(kills)
