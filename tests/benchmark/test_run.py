@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
-from operator import mul
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
 from tinystories_hf.benchmark.counting import operations_per_token
@@ -14,6 +15,7 @@ from tinystories_hf.benchmark.measure import in_turn, matrix_rate, memory_bandwi
 from tinystories_hf.benchmark.report import benchmark_tables, summary
 from tinystories_hf.benchmark.run import parse_benchmark_arguments
 from tinystories_hf.config.command_line import parse_arguments
+from tinystories_hf.core.device import device_type
 from tinystories_hf.core.errors import UserError
 
 RECORDED = sorted((ROOT / "docs" / "results").glob("benchmark-*.json"))
@@ -38,15 +40,14 @@ def test_the_contenders_take_turns_after_a_run_that_is_not_counted() -> None:
 
 
 def test_memory_is_that_of_a_process_of_its_own() -> None:
-    mine = bytearray(300 << 20)  # of this process, which the other must not count
-    mine[::4096] = b"x" * len(mine[::4096])
-    small, large = (peak_memory(mul, b"x", size << 20) for size in (1, 201))
+    fill = partial(torch.ones, dtype=torch.uint8, device=device_type())
+    mine = fill(300 << 20)  # of this process, which the other must not count
+    small, large = (peak_memory(fill, size << 20) for size in (1, 201))
+    assert len(mine) == 300 << 20
     assert large - small == pytest.approx(200 << 20, rel=0.1)
 
 
 def test_the_machine_is_measured() -> None:
-    import torch
-
     assert matrix_rate(torch.float32, size=256) > 1e8
     assert memory_bandwidth(2**20) > 1e8
 

@@ -72,7 +72,7 @@ def test_all_suites_write_results_that_match_the_schema(evaluated: Path) -> None
 
 def test_the_report_and_its_plots_are_written(evaluated: Path) -> None:
     text = (evaluated / "run" / "evaluation.md").read_text()
-    for heading in ("Loss", "Cloze", "Stories", "Memorisation"):
+    for heading in ("Loss", "Cloze", "Stories", "Memorization"):
         assert f"## {heading}" in text
     for picture in PICTURES:
         assert f"({picture})" in text
@@ -90,7 +90,7 @@ def test_report_card_and_plots_are_rebuilt_from_the_json_alone(
         assert (tmp_path / "again" / name).read_bytes() == (evaluated / "run" / name).read_bytes()
     card = (evaluated / "run" / "README.md").read_text()
     assert "### Cloze" in card
-    assert "### Memorisation" in card
+    assert "### Memorization" in card
 
 
 def test_suites_already_evaluated_are_skipped(evaluated: Path) -> None:

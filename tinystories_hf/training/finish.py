@@ -22,7 +22,6 @@ from tinystories_hf.evaluation.results import Results, new_results, read_results
 from tinystories_hf.evaluation.subject import describe_evaluated_model
 from tinystories_hf.evaluation.suites.measure import SuiteTask, measure_suite
 from tinystories_hf.generation.generate import Story
-from tinystories_hf.hub.repository import Repository
 from tinystories_hf.model.modeling import unsharded_model
 from tinystories_hf.training import checkpoints
 from tinystories_hf.training.trainer import StoryTrainer
@@ -35,7 +34,6 @@ def finish_run(
     trainer: StoryTrainer,
     prepared: PreparedData,
     record: run_record.RunRecord,
-    target: Repository | None,
 ) -> dict[str, float]:
     """Save the model, measure its final loss and write the remaining files of the run directory.
 
@@ -55,7 +53,7 @@ def finish_run(
             write_json(run_dir / run_record.TRAIN_RESULTS, results)
             write_results(run_dir, evaluated)
             plot_loss(trainer.state.log_history, run_dir / LOSS_PLOT, run_dir.name)
-            write_card(run_dir, target.repo_id if target else None)
+            write_card(run_dir)
             record.end(run_dir, "finished")
             print_summary(arguments, trainer.samples.latest, evaluated["loss"]["packed"])
     return _metrics(results, evaluated)

@@ -134,7 +134,7 @@ def train_and_finish(
     try:
         with after_work_began():
             train_steps(trainer, start, arguments.data.context_length)
-            metrics = finish_run(arguments, trainer, prepared, record, target)
+            metrics = finish_run(arguments, trainer, prepared, record)
     except (Stopped, RunError) as end:
         if is_main:
             with suppress(OSError):  # if the disk is full, report that and not this error

@@ -17,8 +17,8 @@ from tinystories_hf.evaluation.suites.judge import (
     JudgeArguments,
     ask_all,
     estimate_cost,
+    grade_agreement,
     measure_judge,
-    rank_agreement,
     summarize_grades,
 )
 from tinystories_hf.evaluation.suites.judge_models import endpoint_judge, local_judge
@@ -211,12 +211,12 @@ def test_two_judges_are_compared() -> None:
     def grades(*grammar: int) -> dict[tuple[int, int], Grades]:
         return {(0, at): Grades(g, 5, 5, g, "A") for at, g in enumerate(grammar)}
 
-    found = rank_agreement("a", "b", {"a": grades(1, 2, 3), "b": grades(2, 4, 6)})
+    found = grade_agreement("a", "b", {"a": grades(1, 2, 3), "b": grades(2, 4, 6)})
     assert found["stories"] == 3
     assert found["grammar"]["pearson"] == pytest.approx(1.0)
     assert found["grammar"]["mean_absolute_difference"] == 2.0
     assert found["creativity"] == {"pearson": None, "mean_absolute_difference": 0.0}
-    assert rank_agreement("a", "b", {"a": grades(1), "b": {}})["stories"] == 0
+    assert grade_agreement("a", "b", {"a": grades(1), "b": {}})["stories"] == 0
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ def _memorization(results: Sequence[Results]) -> str:
         " a run of twenty words. The paper (section 4.4.1) shows histograms without means."
     )
     header = ["", *map(_name, results), _PAPER]
-    return "\n\n".join(["## Memorisation", _table(header, rows), about])
+    return "\n\n".join(["## Memorization", _table(header, rows), about])
 
 
 def _judge(results: Sequence[Results]) -> str:

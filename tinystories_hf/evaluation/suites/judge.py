@@ -233,7 +233,7 @@ def summarize_grades(
                 **_means(grades[name]),
             }
         )
-    pairs = [rank_agreement(one, other, grades) for one, other in itertools.combinations(names, 2)]
+    pairs = [grade_agreement(one, other, grades) for one, other in itertools.combinations(names, 2)]
     return {"judges": judges, "agreement": pairs}
 
 
@@ -252,7 +252,7 @@ def _means(grades: Mapping[tuple[int, int], Grades]) -> Record:
     }
 
 
-def rank_agreement(
+def grade_agreement(
     one: str, other: str, grades: Mapping[str, Mapping[tuple[int, int], Grades]]
 ) -> Record:
     """Return the correlation and mean absolute difference of two judges' grades.
