@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
-from tinystories_hf.model.modeling import load_model
+from tinystories_hf.model.loading import load_model
 
 SOURCES = sorted([*(ROOT / "tinystories_hf").rglob("*.py"), *(ROOT / "scripts").glob("*.py")])
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

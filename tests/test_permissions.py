@@ -21,8 +21,8 @@ from tests.support.loopback_state import StoredRepository
 from tests.support.publishing import REPO
 from tinystories_hf.benchmark.run import parse_benchmark_arguments, run_benchmark
 from tinystories_hf.config.command_line import Arguments
+from tinystories_hf.core.download import download_files
 from tinystories_hf.core.errors import UserError
-from tinystories_hf.data.download import download_files
 from tinystories_hf.data.prepare import prepare
 from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
 from tinystories_hf.evaluation.evaluate import evaluate

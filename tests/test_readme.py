@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from transformers import GPTNeoConfig
 
 from tests.conftest import ROOT
 from tests.support.forked import code, run_forked
@@ -59,7 +60,9 @@ SCRIPT_COMMANDS += [
 
 
 @pytest.mark.parametrize("words", SCRIPT_COMMANDS, ids=" ".join)
-def test_a_command_of_the_readme_or_of_a_script_is_one_the_scripts_take(words: list[str]) -> None:
+def test_a_command_of_the_readme_or_of_a_script_is_one_the_scripts_take(
+    words: list[str], tmp_path: Path
+) -> None:
     position = next(index for index, word in enumerate(words) if word.startswith("scripts/"))
     script, flags = words[position], words[position + 1 :]
     before = words[:position]
@@ -84,7 +87,11 @@ def test_a_command_of_the_readme_or_of_a_script_is_one_the_scripts_take(words: l
     elif script == "scripts/benchmark.py":
         parse_benchmark_arguments([str(ROOT / f) if f.startswith("configs/") else f for f in flags])
     elif "--help" not in flags:
-        parse_arguments([str(ROOT / f) if f.startswith("configs/") else f for f in flags])
+        flags = [str(ROOT / flag) if flag.startswith("configs/") else flag for flag in flags]
+        if "--model_name_or_path" in flags:  # the model is read; here it is a folder
+            GPTNeoConfig().save_pretrained(tmp_path)
+            flags[flags.index("--model_name_or_path") + 1] = str(tmp_path)
+        parse_arguments(flags)
 
 
 def documented_launches() -> list[list[str]]:

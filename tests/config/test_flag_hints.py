@@ -59,7 +59,7 @@ def test_each_name_has_one_hint_in_each_script() -> None:
             ("--warmup-ratio", "0.1"),
             "--warmup-ratio; use --warmup_steps: a value below 1",
         ),
-        (("--model_name_or_path", "x"), "random weights.* --output_dir with --resume_from"),
+        (("--init_from", "x"), "--model_name_or_path to start from its weights"),
         (("--LR", "1e-3"), "unknown flag --LR; use --learning_rate"),
         (("--overwrite",), "a run is never overwritten"),
         (("--num_threads", "2"), "set the environment variable OMP_NUM_THREADS$"),

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,19 +63,19 @@ def plan_kills(number: int, seed: int, by: signal.Signals = signal.SIGKILL) -> l
     return [replace(kill, signal=by) for kill in (*early, *middle, *late)]
 
 
-def launch(folder: Path, steps: int, processes: int) -> subprocess.Popen[str]:
+def launch(folder: Path, flags: Sequence[str], processes: int) -> subprocess.Popen[str]:
     """Start the run by its command, through the launcher for several processes."""
     launcher = [*LAUNCH, "--num_processes", str(processes)] if processes > 1 else [sys.executable]
-    return start(folder, *FLAGS, "--max_steps", str(steps), launcher=tuple(launcher))
+    return start(folder, *flags, launcher=tuple(launcher))
 
 
-def fork(folder: Path, steps: int, processes: int) -> ForkedProcess:
+def fork(folder: Path, flags: Sequence[str], processes: int) -> ForkedProcess:
     """Start the run as a process that has imported the stack already."""
     assert processes == 1
-    return start_forked(folder, *FLAGS, "--max_steps", str(steps))
+    return start_forked(folder, *flags)
 
 
-Begin = Callable[[Path, int, int], "subprocess.Popen[str] | ForkedProcess"]
+Begin = Callable[[Path, Sequence[str], int], "subprocess.Popen[str] | ForkedProcess"]
 
 
 def forget_output(folder: Path) -> None:
@@ -102,10 +102,12 @@ def has_come(folder: Path, kill: Kill, steps: int) -> bool:
     return True
 
 
-def disturb(folder: Path, kill: Kill, steps: int, processes: int, begin: Begin) -> int | None:
+def disturb(
+    folder: Path, kill: Kill, steps: int, flags: Sequence[str], processes: int, begin: Begin
+) -> int | None:
     """Start the run and send it a signal; return its exit code, None if it ended before."""
     forget_output(folder)
-    running = begin(folder, steps, processes)
+    running = begin(folder, flags, processes)
     while not has_come(folder, kill, steps):
         if running.poll() is not None:
             return None
@@ -161,21 +163,22 @@ def soak(
     processes: int = 1,
     begin: Begin = launch,
     say: Callable[[str], None] = lambda _: None,
+    more: Sequence[str] = (),
 ) -> Counter[str]:
     """Run the whole comparison; return how often the run was killed where.
 
     `begin` starts the sessions that are killed; the undisturbed run and the last session of the
-    other one are forked.
+    other one are forked. `more` are further flags of the run.
     """
     reference, disturbed = folder / "reference", folder / "disturbed"
     for path in (reference, disturbed):
         path.mkdir()
-    flags = (*FLAGS, "--max_steps", str(steps))
+    flags = (*FLAGS, "--max_steps", str(steps), *more)
     train_forked(reference, *flags, num_processes=processes)
     met: Counter[str] = Counter()
     for kill in kills:
         before = steps_saved(disturbed)
-        code = disturb(disturbed, kill, steps, processes, begin)
+        code = disturb(disturbed, kill, steps, flags, processes, begin)
         if code is None:
             say(f"{kill}: the run had ended")
             continue

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from tinystories_hf.benchmark.implementations import OURS, STOCK, Case, build_implementation
 from tinystories_hf.benchmark.measure import matrix_rate, wait_for_device
-from tinystories_hf.config.arguments import ModelArguments
+from tinystories_hf.config.model_arguments import ModelArguments
 from tinystories_hf.core.device import device_type
 from tinystories_hf.model import kernels
 from tinystories_hf.model.cross_entropy import causal_lm_loss, chunk_tokens

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tinystories_hf.config.arguments import ModelArguments
+from tinystories_hf.config.model_arguments import ModelArguments
 
 # Bytes that a step moves for each fp32 parameter: the weight is read in both passes, the gradient
 # written and read, then AdamW reads three values and writes three.

@@ -24,7 +24,8 @@ from transformers import (
     set_seed,
 )
 
-from tinystories_hf.config.arguments import ModelArguments, RunArguments
+from tinystories_hf.config.arguments import RunArguments
+from tinystories_hf.config.model_arguments import ModelArguments
 from tinystories_hf.core.device import device_type, should_compile
 from tinystories_hf.core.progress import without_progress_bars
 from tinystories_hf.data.readers.text_files import read_text

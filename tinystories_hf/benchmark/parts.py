@@ -38,8 +38,8 @@ from tinystories_hf.benchmark.measure import (
     rate_of,
     wait_for_device,
 )
-from tinystories_hf.config.arguments import ModelArguments
 from tinystories_hf.config.command_line import Arguments
+from tinystories_hf.config.model_arguments import ModelArguments
 from tinystories_hf.data.corpus import open_corpus
 from tinystories_hf.data.manifest import PreparedData, token_stream
 from tinystories_hf.data.prepare import prepare

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tinystories_hf.config.checks import in_unit_interval, not_negative, positive
 from tinystories_hf.config.parsing import option
 from tinystories_hf.core.errors import UserError
 
@@ -22,89 +23,8 @@ DEFAULT_CONFIG = CONFIGS / "xs.yaml"
 # beyond 8 sequences (docs/benchmarks.md, "How the cost grows"), and each further sequence takes
 # little memory because the logits are never materialized.
 MAX_AUTO_BATCH = 128
-FLASH_REFUSED = (
-    "Transformers' flash_attention_2 for GPT-Neo ignores the window of the local layers, so every"
-    " position beyond it is computed incorrectly"
-)
-
 # Escapes that the shell and unquoted YAML strings leave as a backslash and a letter.
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "\\": "\\"}
-
-
-def _positive(owner: object, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if value is not None and value <= 0:
-            raise UserError(f"{name} must be positive, got {value}")
-
-
-def _not_negative(owner: object, *names: str) -> None:
-    for name in names:
-        if getattr(owner, name) < 0:
-            raise UserError(f"{name} must not be negative, got {getattr(owner, name)}")
-
-
-def _in_unit_interval(owner: object, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(owner, name) < 1:
-            raise UserError(f"{name} must be in [0, 1), got {getattr(owner, name)}")
-
-
-@dataclass(frozen=True)
-class ModelArguments:
-    """Architecture of the GPT-Neo model; names follow `transformers.GPTNeoConfig`."""
-
-    hidden_size: int = option("size of the hidden states")
-    num_layers: int = option("number of transformer layers")
-    num_heads: int = option("attention heads per layer; must divide hidden_size")
-    vocab_size: int = option("vocabulary size; must match the tokenizer")
-    max_position_embeddings: int = option(
-        "number of learned position embeddings; at least context_length"
-    )
-    intermediate_size: int | None = option("MLP size; null: 4 x hidden_size", None)
-    attention_types: list[str] = option(
-        "attention type of each layer, global or local; the pattern repeats", ["global", "local"]
-    )
-    window_size: int = option("attention window of the local layers, in tokens", 256)
-    activation_function: str = option("activation function of the MLP", "gelu_new")
-    attention_dropout: float = option("dropout on the attention weights", 0.0)
-    embed_dropout: float = option("dropout on the embeddings", 0.0)
-    resid_dropout: float = option("dropout on the output of each attention and MLP sublayer", 0.0)
-    layer_norm_epsilon: float = option("epsilon of the layer norms", 1e-5)
-    initializer_range: float = option("standard deviation of the initial weights", 0.02)
-    attn_implementation: str = option(
-        "sdpa (this package's attention, fast) or eager (Transformers' own, slow); results agree"
-        " within rounding",
-        "sdpa",
-    )
-
-    def __post_init__(self) -> None:
-        if self.attn_implementation not in ("sdpa", "eager"):
-            why = f"; {FLASH_REFUSED}" if "flash" in self.attn_implementation else ""
-            raise UserError(
-                f"attn_implementation must be sdpa or eager, got {self.attn_implementation}{why}"
-            )
-        _positive(
-            self,
-            *("hidden_size", "num_layers", "num_heads", "vocab_size", "max_position_embeddings"),
-            *("intermediate_size", "window_size", "layer_norm_epsilon", "initializer_range"),
-        )
-        _in_unit_interval(self, "attention_dropout", "embed_dropout", "resid_dropout")
-        if self.hidden_size % self.num_heads:
-            raise UserError(
-                f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads};"
-                " change one of them"
-            )
-        if not self.attention_types or set(self.attention_types) - {"global", "local"}:
-            raise UserError(
-                f"attention_types may only contain `global` and `local`, got {self.attention_types}"
-            )
-        if self.num_layers % len(self.attention_types):
-            raise UserError(
-                f"num_layers {self.num_layers} is not a multiple of the"
-                f" {len(self.attention_types)} attention_types {self.attention_types};"
-                " change one of them"
-            )
 
 
 @dataclass(frozen=True)
@@ -118,9 +38,12 @@ class DataArguments:
     )
     tokenizer: str = option(
         "a Hub tokenizer; a local folder; or `train`, to train a byte-level BPE with vocab_size"
-        " entries on the training stories"
+        " entries on the training stories",
+        belongs_to="model_name_or_path",
     )
-    context_length: int = option("tokens per row (packed training sequence)")
+    context_length: int = option(
+        "tokens per row (packed training sequence)", belongs_to="model_name_or_path"
+    )
     dataset_revision: str | None = option(
         "commit, tag or branch of the Hub dataset", None, belongs_to="dataset"
     )
@@ -193,7 +116,7 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        _positive(self, "toy_stories", "shuffle_buffer")
+        positive(self, "toy_stories", "shuffle_buffer")
         if not self.eos_token:
             raise UserError("eos_token must not be empty; give a special token of the tokenizer")
         if self.context_length < 2:
@@ -224,7 +147,10 @@ class RunArguments:
     run, as in Transformers.
     """
 
-    output_dir: str = option("run directory, for checkpoints, the final model and its results")
+    output_dir: str = option(
+        "run directory, for checkpoints, the final model and its results",
+        belongs_to="model_name_or_path",
+    )
     global_batch_size: int = option("sequences per optimizer step, summed over all processes")
     learning_rate: float = option("peak learning rate")
     per_device_train_batch_size: int | None = option(
@@ -286,17 +212,17 @@ class RunArguments:
     )
 
     def __post_init__(self) -> None:
-        _positive(
+        positive(
             self,
             *("global_batch_size", "per_device_train_batch_size", "per_device_eval_batch_size"),
             *("learning_rate", "num_train_epochs", "adam_epsilon", "logging_steps", "eval_steps"),
             *("save_steps", "save_total_limit", "max_eval_rows"),
         )
-        _not_negative(self, "warmup_steps", "weight_decay", "max_grad_norm", "seed")
-        _not_negative(self, "dataloader_num_workers")
+        not_negative(self, "warmup_steps", "weight_decay", "max_grad_norm", "seed")
+        not_negative(self, "dataloader_num_workers")
         if self.seed >= 2**32:
             raise UserError(f"seed must be below 2^32 (NumPy's limit), got {self.seed}")
-        _in_unit_interval(self, "adam_beta1", "adam_beta2")
+        in_unit_interval(self, "adam_beta1", "adam_beta2")
         if self.max_steps == 0 or self.max_steps < -1:
             raise UserError(
                 f"max_steps must be positive, or -1 to use num_train_epochs, got {self.max_steps}"

@@ -12,9 +12,9 @@ from tinystories_hf.config.arguments import (
     DEFAULT_CONFIG,
     DataArguments,
     HubArguments,
-    ModelArguments,
     RunArguments,
 )
+from tinystories_hf.config.model_arguments import ModelArguments
 from tinystories_hf.config.parsing import (
     Setting,
     StrictParser,
@@ -83,9 +83,15 @@ def parse_arguments(
 def build_arguments(settings: Mapping[str, Setting]) -> Arguments:
     """Build the four dataclasses from merged settings and check them against each other.
 
+    With `model_name_or_path`, its configuration is read first.
+
     Raises:
         UserError: a value has the wrong type or is out of range, or settings contradict each other.
     """
+    if settings.get("model_name_or_path") is not None:
+        from tinystories_hf.config.pretrained import add_pretrained_settings
+
+        settings = add_pretrained_settings(settings)
     model = build_dataclass(ModelArguments, settings)
     data = build_dataclass(DataArguments, settings)
     if data.context_length > model.max_position_embeddings:

@@ -144,9 +144,9 @@ _HINTS = (
     ),
     ("n_positions max_positions", "use {max_position_embeddings}"),
     (
-        "model_name_or_path model_name init_from pretrained model",
-        "training always starts from random weights; fine-tuning is not supported. Resume the run"
-        " in {output_dir} with {resume_from_checkpoint}",
+        "model_name init_from pretrained pretrained_model model model_id base_model",
+        "use {model_name_or_path} to start from its weights, or {resume_from_checkpoint} to resume"
+        " the run in {output_dir}",
     ),
     (
         "model_type config_name config_overrides",

@@ -33,7 +33,8 @@ def option(help: str, default: Any = MISSING, *, belongs_to: str | None = None) 
         default: The default; without one, the setting is required.
         belongs_to: The setting that this one qualifies, such as `dataset` for a revision. A layer
             that sets the other one and not this one resets this one to its default, so that a
-            revision pinned in YAML never applies to a dataset chosen on the command line.
+            revision pinned in YAML never applies to a dataset chosen on the command line. The
+            other one can itself belong to a setting, which then resets both.
     """
     metadata = {"help": help, "belongs_to": belongs_to}
     if isinstance(default, list):
@@ -64,11 +65,17 @@ def merge_settings(
         for key, setting in layer.items():
             if key not in known:
                 raise UserError(f"{setting.where}: unknown setting{suggest_flag(key, known)}")
-        for key, declared in known.items():
-            if declared.metadata["belongs_to"] in layer and key not in layer:
+        for key in known:
+            if key not in layer and _is_reset(key, layer, known):
                 merged.pop(key, None)
         merged.update(layer)
     return merged
+
+
+def _is_reset(key: str, layer: Mapping[str, Setting], known: Mapping[str, Field[Any]]) -> bool:
+    """Return whether a layer sets what this setting belongs to, directly or through others."""
+    above = known[key].metadata["belongs_to"] if key in known else None
+    return above is not None and (above in layer or _is_reset(above, layer, known))
 
 
 def build_dataclass(cls: type[_T], settings: Mapping[str, Setting]) -> _T:

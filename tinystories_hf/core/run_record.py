@@ -38,6 +38,21 @@ class Session:
 
 
 @dataclass
+class PretrainedRecord:
+    """The model that a run started from; `revision` is None for a folder.
+
+    `loss` is the `loss` section of an evaluation before the first step, None until it is measured.
+    """
+
+    name: str
+    revision: str | None
+    weights_sha256: str
+    model_type: str
+    license: str | None
+    loss: dict[str, Any] | None = None
+
+
+@dataclass
 class RunRecord:
     """Everything needed to repeat a run and to check its results.
 
@@ -50,6 +65,7 @@ class RunRecord:
     parameters: dict[str, int]
     run_id: str
     sessions: list[Session] = field(default_factory=list)
+    pretrained: PretrainedRecord | None = None
 
     def write(self, run_dir: Path) -> None:
         """Write `run.json` by one rename, so that no reader sees half of it."""
@@ -76,6 +92,11 @@ def read_record(run_dir: Path) -> RunRecord:
     try:
         content = json.loads((run_dir / RUN_RECORD).read_text(encoding="utf-8"))
         sessions = [Session(**session) for session in content.pop("sessions")]
-        return RunRecord(**content, sessions=sessions)
+        pretrained = content.pop("pretrained", None)
+        return RunRecord(
+            **content,
+            sessions=sessions,
+            pretrained=None if pretrained is None else PretrainedRecord(**pretrained),
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run_dir / RUN_RECORD} is missing or not a run record: {error}") from None

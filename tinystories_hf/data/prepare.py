@@ -59,12 +59,13 @@ ROWS_FORMAT = 1
 STORIES_PER_BATCH = 512
 
 
-def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> PreparedData:
+def prepare(data: DataArguments, vocab_size: int | None, *, quiet: bool = False) -> PreparedData:
     """Return the packed rows of a corpus, from the cache if they were prepared before.
 
     The stories of a split are concatenated with an EOS after each and cut into rows. Each row has
     `input_ids`, exactly `context_length` token ids of type `packing.row_dtype`. With `streaming`,
-    only the validation rows are prepared.
+    only the validation rows are prepared. `vocab_size` is None for any size; a tokenizer that is
+    trained needs one.
 
     Raises:
         UserError: the corpus or tokenizer cannot be used, or a split is shorter than one row.
@@ -92,6 +93,7 @@ def prepare(data: DataArguments, vocab_size: int, *, quiet: bool = False) -> Pre
                         raise no_stories_error(data.dataset, "train", found.train)
                     seen = stories_with_progress(found.train, "training the tokenizer", quiet)
                     stories = (story for story in seen if story is not None)
+                    assert vocab_size is not None
                     tokenizer = tokenizing.train_tokenizer(
                         stories, vocab_size, data.context_length, data.eos_token
                     )
@@ -126,7 +128,7 @@ def _fingerprint(
     data: DataArguments,
     found: Corpus,
     tokenizer: PreTrainedTokenizerFast | None,
-    vocab_size: int,
+    vocab_size: int | None,
 ) -> str:
     """Return the name of the prepared folder: different inputs give different names."""
     parts = {

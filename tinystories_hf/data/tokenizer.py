@@ -31,8 +31,10 @@ FILES += ["special_tokens_map.json", "added_tokens.json", "config.json"]
 FILES += ["vocab.txt", "tokenizer.model", "spiece.model"]  # of BERT, Llama and T5
 
 
-def load_tokenizer(data: DataArguments, vocab_size: int) -> StoryTokenizerFast:
+def load_tokenizer(data: DataArguments, vocab_size: int | None) -> StoryTokenizerFast:
     """Load `data.tokenizer` from a folder or the Hub, and check its size and its pinned hashes.
+
+    `vocab_size` is None for a pretrained model, whose embedding may have more rows.
 
     Raises:
         UserError: it does not exist, has no token `data.eos_token`, its size is not `vocab_size`,
@@ -40,7 +42,7 @@ def load_tokenizer(data: DataArguments, vocab_size: int) -> StoryTokenizerFast:
     """
     from transformers import AutoTokenizer
 
-    from tinystories_hf.data.download import download_files
+    from tinystories_hf.core.download import download_files
     from tinystories_hf.data.saved_tokenizer import story_tokenizer
 
     name = data.tokenizer
@@ -51,7 +53,9 @@ def load_tokenizer(data: DataArguments, vocab_size: int) -> StoryTokenizerFast:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # a broken tokenizer.json can raise any type of exception
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"tokenizer: {name} does not contain a tokenizer: {reason}") from error
+        raise UserError(
+            f"tokenizer: {name} does not contain a tokenizer: {reason}; give another --tokenizer"
+        ) from error
     check_tokenizer(tokenizer, data, vocab_size)
     return story_tokenizer(
         tokenizer.backend_tokenizer, data.eos_token, data.context_length, tokenizer.unk_token
@@ -108,7 +112,7 @@ def reopen_tokenizer(folder: Path, context_length: int) -> StoryTokenizerFast:
 
 
 def check_tokenizer(
-    tokenizer: PreTrainedTokenizerFast, data: DataArguments, vocab_size: int
+    tokenizer: PreTrainedTokenizerFast, data: DataArguments, vocab_size: int | None
 ) -> None:
     """Check that a tokenizer matches the configuration.
 
@@ -119,16 +123,16 @@ def check_tokenizer(
     """
     if not tokenizer.is_fast:
         raise UserError(f"tokenizer: {data.tokenizer} has no fast version; give a tokenizer.json")
-    if len(tokenizer) != vocab_size:
+    if vocab_size is not None and len(tokenizer) != vocab_size:
         raise UserError(
             f"tokenizer: {data.tokenizer} has {len(tokenizer)} entries but vocab_size is"
             f" {vocab_size}; set vocab_size to {len(tokenizer)} or choose another tokenizer"
         )
     vocabulary = tokenizer.get_vocab()
-    if max(vocabulary.values()) >= vocab_size:
+    if max(vocabulary.values()) >= len(tokenizer):
         raise UserError(
             f"tokenizer: {data.tokenizer} has ids up to {max(vocabulary.values())} but only"
-            f" {vocab_size} entries; number its entries from 0 without gaps"
+            f" {len(tokenizer)} entries; number its entries from 0 without gaps"
         )
     if data.eos_token not in tokenizer.get_added_vocab():
         own = tokenizer.eos_token

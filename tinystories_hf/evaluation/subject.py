@@ -8,16 +8,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import yaml
+from huggingface_hub import metadata_load
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from tinystories_hf.config.pretrained import PAPER_CONTEXT
+from tinystories_hf.core.download import download_files, resolve_commit
 from tinystories_hf.core.environment import portable
 from tinystories_hf.core.errors import UserError
-from tinystories_hf.core.run_record import RUN_RECORD, read_record
-from tinystories_hf.data.download import resolve_commit
+from tinystories_hf.core.run_record import RUN_RECORD, PretrainedRecord, read_record
 from tinystories_hf.data.tokenizer import vocab_sha256
 from tinystories_hf.generation.generate import load_for_generation
 from tinystories_hf.model.modeling import GPTNeoForCausalLM
-from tinystories_hf.model.positions import PAPER_CONTEXT, max_positions
+from tinystories_hf.model.positions import max_positions
+
+# The model card in a folder or repository.
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class EvaluatedModel:
 def load_model_to_evaluate(
     name: str, revision: str | None = None, context_length: int | None = None
 ) -> EvaluatedModel:
-    """Load a model from a folder or the Hub.
+    """Load a model from a folder or the Hub, in fp32.
 
     The context length is `context_length`, otherwise that of the training run, otherwise 512 as in
     the paper, or the model's maximum if that is smaller.
@@ -65,7 +71,7 @@ def load_model_to_evaluate(
     """
     if not Path(name).is_dir():
         revision = resolve_commit(name, "model", revision)
-    model, tokenizer = load_for_generation(name, revision)
+    model, tokenizer = load_for_generation(name, revision, dtype=torch.float32)
     if not tokenizer.is_fast:
         raise UserError(f"model: {name} has no fast tokenizer; add a tokenizer.json")
     check_causal(model, name)
@@ -144,6 +150,33 @@ def weights_sha256(model: PreTrainedModel) -> str:
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def describe_pretrained(
+    model: PreTrainedModel, name: str, revision: str | None
+) -> PretrainedRecord:
+    """Return the facts of a model that training starts from; the license is that of its card."""
+    return PretrainedRecord(
+        name=str(portable(name)),
+        revision=revision,
+        weights_sha256=weights_sha256(model),
+        model_type=model.config.model_type,
+        license=_license(name, revision),
+    )
+
+
+def _license(name: str, revision: str | None) -> str | None:
+    """Return the license in the front matter of a model's README, None if there is none."""
+    folder = (
+        Path(name) if revision is None else download_files(name, "base model", revision, [CARD])
+    )
+    if not (folder / CARD).is_file():
+        return None
+    try:
+        found = (metadata_load(folder / CARD) or {}).get("license")
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def identity(facts: ModelFacts) -> dict[str, object]:

@@ -17,7 +17,8 @@ from tinystories_hf.core.progress import without_progress_bars
 from tinystories_hf.data.tokenize import unknown_words_reported
 from tinystories_hf.generation.arguments import GenerationArguments
 from tinystories_hf.generation.decoding import decode, uniform_draws
-from tinystories_hf.model.modeling import GPTNeoForCausalLM, load_model
+from tinystories_hf.model.loading import AS_STORED, load_model
+from tinystories_hf.model.modeling import GPTNeoForCausalLM
 from tinystories_hf.model.positions import context_length
 
 
@@ -35,9 +36,11 @@ class Story:
 
 @without_progress_bars()
 def load_for_generation(
-    name: str, revision: str | None = None
+    name: str, revision: str | None = None, *, dtype: torch.dtype | str = AS_STORED
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """Load a model and its tokenizer from a run directory or the Hub, in evaluation mode.
+
+    `dtype` is the precision to compute in, by default that of the stored weights.
 
     Raises:
         UserError: there is no such model.
@@ -46,7 +49,7 @@ def load_for_generation(
     check_readable(Path(name), "model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        model = load_model(name, revision)
+        model = load_model(name, revision, dtype=dtype)
     except UserError:
         raise
     except (OSError, ValueError) as error:

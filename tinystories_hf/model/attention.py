@@ -17,7 +17,7 @@ from transformers import GPTNeoConfig
 from transformers.cache_utils import Cache
 from transformers.models.gpt_neo import modeling_gpt_neo
 
-from tinystories_hf.config.arguments import FLASH_REFUSED
+from tinystories_hf.config.model_arguments import FLASH_REFUSED
 from tinystories_hf.model import kernels
 from tinystories_hf.model.attention_mask import columns, seen_keys, within
 from tinystories_hf.model.kernels import AttentionSettings

@@ -9,17 +9,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
     GenerationConfig,
     GenerationMixin,
     GPTNeoConfig,
@@ -30,8 +25,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.gpt_neo import modeling_gpt_neo as stock
 
-from tinystories_hf.config.arguments import ModelArguments
-from tinystories_hf.core.files import check_readable
+from tinystories_hf.config.model_arguments import ModelArguments
 from tinystories_hf.model.attention import ChosenAttention, GPTNeoAttention, take_word
 from tinystories_hf.model.attention_mask import block_mask
 from tinystories_hf.model.cross_entropy import (
@@ -224,17 +218,20 @@ class GPTNeoForCausalLM(ChosenAttention, stock.GPTNeoForCausalLM, GenerationMixi
 
 @dataclass(frozen=True)
 class ParameterReport:
-    """The parameter counts; tied weights count once."""
+    """The parameter counts; tied weights count once, so that a tied head counts 0."""
 
     total: int
     token_embedding: int
     position_embedding: int
     blocks: int
+    output_head: int = 0
 
     def __str__(self) -> str:
+        head = f" + {self.output_head:,} head" if self.output_head else ""
         return (
-            f"{self.total:,} parameters = {self.token_embedding:,} token embedding (tied head)"
-            f" + {self.position_embedding:,} positions + {self.blocks:,} blocks and final norm"
+            f"{self.total:,} parameters = {self.token_embedding:,} token embedding"
+            f"{'' if head else ' (tied head)'} + {self.position_embedding:,} positions"
+            f" + {self.blocks:,} blocks and final norm{head}"
         )
 
 
@@ -273,48 +270,6 @@ def build_model(
     return built
 
 
-def load_model(name: str, revision: str | None = None) -> PreTrainedModel:
-    """Load a causal language model from a folder or the Hub; a GPT-Neo as this package's class.
-
-    Weights are only read from safetensors. For a repository without them, such as the published
-    TinyStories models, Transformers uses the conversion proposed by the Hub's bot.
-
-    Raises:
-        OSError, ValueError: there is no such model, or its weights are pickled.
-        UserError: a file of it cannot be read.
-    """
-    check_readable(Path(name), "model")
-    config = AutoConfig.from_pretrained(name, revision=revision)
-    known = GPTNeoForCausalLM if config.model_type == "gpt_neo" else AutoModelForCausalLM
-    try:
-        return known.from_pretrained(name, revision=revision, use_safetensors=True)
-    except OSError as error:
-        if "safetensors" not in str(error):
-            raise
-        raise OSError(
-            f"{name} has no safetensors weights, and pickled weights are not loaded; convert it at"
-            " https://huggingface.co/spaces/safetensors/convert, or load and save it once with"
-            " Transformers"
-        ) from error
-
-
-def unsharded_model(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model, or, if it is sharded (FSDP2), a copy with all of its weights.
-
-    Collective: a sharded model only computes if all processes do, so all of them must call this;
-    each gets its own copy.
-    """
-    is_sharded = isinstance(model, FSDPModule)
-    if not is_sharded:
-        return model
-    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-    with torch.random.fork_rng(devices=[]):  # the random state of the training is restored
-        copy = GPTNeoForCausalLM(model.config)
-    copy.to(model.device).load_state_dict(weights)
-    copy.generation_config = model.generation_config
-    return copy
-
-
 def story_generation_config(
     tokenizer: PreTrainedTokenizerFast, context_length: int
 ) -> GenerationConfig:
@@ -333,9 +288,16 @@ def story_generation_config(
     )
 
 
-def count_parameters(model: stock.GPTNeoForCausalLM) -> ParameterReport:
-    """Count the parameters of a GPT-Neo; tied tensors count once."""
+def count_parameters(model: PreTrainedModel) -> ParameterReport:
+    """Count the parameters of a causal language model; tied tensors count once."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     total = sum(parameter.numel() for parameter in model.parameters())
-    tokens = model.transformer.wte.weight.numel()
-    positions = model.transformer.wpe.weight.numel()
-    return ParameterReport(total, tokens, positions, total - tokens - positions)
+    tokens = embedding.weight.numel()
+    positions = sum(
+        module.weight.numel()
+        for module in model.modules()
+        if isinstance(module, nn.Embedding) and module is not embedding and module is not head
+    )
+    own_head = 0 if head.weight is embedding.weight else head.weight.numel()
+    blocks = total - tokens - positions - own_head
+    return ParameterReport(total, tokens, positions, blocks, own_head)

@@ -5,12 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-# In Transformers 5.23 every configuration of AutoModelForCausalLM has the first name or an alias of
-# it, except those of MPT and Whisper.
-NAMES = ("max_position_embeddings", "max_seq_len", "max_target_positions")
-# The published models were trained with it, whatever their configurations say (TinyStories-33M,
-# discussion 12); other models are evaluated in windows of the same length.
-PAPER_CONTEXT = 512
+from tinystories_hf.config.pretrained import PAPER_CONTEXT, positions_in
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
@@ -18,21 +13,19 @@ def max_positions(model: PreTrainedModel) -> int | None:
 
     Bloom has none, with its bias by distance, and neither have Mamba and other recurrent models.
     """
-    config = model.config.get_text_config(decoder=True)
-    found = [getattr(config, name, None) for name in NAMES]
-    limits = [value for value in found if isinstance(value, int) and value > 0]
-    if not limits:
+    limit = positions_in(model.config)
+    if limit is None:
         return None
     # RoBERTa and similar models number their positions from the padding index on.
     offsets = [
         module.padding_idx + 1
         for module in model.modules()
         if isinstance(module, nn.Embedding)
-        and module.num_embeddings == limits[0]
+        and module.num_embeddings == limit
         and module.padding_idx is not None
         and module is not model.get_input_embeddings()
     ]
-    return limits[0] - max(offsets, default=0)
+    return limit - max(offsets, default=0)
 
 
 def context_length(model: PreTrainedModel) -> int:

@@ -25,7 +25,7 @@ from tinystories_hf.generation.arguments import GenerationArguments
 from tinystories_hf.generation.generate import Story, generate
 from tinystories_hf.hub import publish
 from tinystories_hf.hub.publish import RunRepository
-from tinystories_hf.model.modeling import unsharded_model
+from tinystories_hf.model.loading import unsharded_model
 
 HEADING = "# Samples\n\nThe same prompts and the same seed at each evaluation, temperature 1.\n"
 

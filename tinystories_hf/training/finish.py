@@ -22,7 +22,7 @@ from tinystories_hf.evaluation.results import Results, new_results, read_results
 from tinystories_hf.evaluation.subject import describe_evaluated_model
 from tinystories_hf.evaluation.suites.measure import SuiteTask, measure_suite
 from tinystories_hf.generation.generate import Story
-from tinystories_hf.model.modeling import unsharded_model
+from tinystories_hf.model.loading import unsharded_model
 from tinystories_hf.training import checkpoints
 from tinystories_hf.training.trainer import StoryTrainer
 
@@ -106,6 +106,25 @@ def evaluate_run(
     task = SuiteTask(subject, arguments.data, evaluation, Path(run_dir), prepared)
     loss = measure_suite("loss", task, quiet=not trainer.is_world_process_zero())
     return {**new_results(subject.facts), "loss": loss}
+
+
+def measure_pretrained(
+    arguments: Arguments,
+    trainer: StoryTrainer,
+    prepared: PreparedData,
+    record: run_record.RunRecord,
+) -> None:
+    """Measure the loss of the pretrained model before the first step, and record it."""
+    assert record.pretrained is not None
+    record.pretrained.loss = evaluate_run(arguments, trainer, prepared, record)["loss"]
+    if trainer.is_world_process_zero():
+        record.write(Path(arguments.training.output_dir))
+        before = record.pretrained.loss["packed"]
+        print(
+            f"pretrained  {record.pretrained.name}, validation {before['loss']:.4f} nats per token,"
+            f" {before['bits_per_byte']:.4f} bits per byte before the first step",
+            flush=True,
+        )
 
 
 def training_results(trainer: StoryTrainer) -> dict[str, float]:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from tinystories_hf.config.arguments import RunArguments
 from tinystories_hf.config.command_line import Arguments
+from tinystories_hf.config.pretrained import DROPOUTS, GPT_NEO
 from tinystories_hf.core import environment, run_record
 from tinystories_hf.core.errors import UserError, reporting_unreadable
+from tinystories_hf.core.run_record import PretrainedRecord
 from tinystories_hf.data.splits import END_OF_TEXT
 from tinystories_hf.training import checkpoints
 from tinystories_hf.training.batch import BatchPlan
@@ -30,8 +32,10 @@ TRAINING_FIELDS = (
     *("adam_epsilon", "max_grad_norm", "lr_scheduler_type", "seed", "data_seed"),
 )
 # Settings of the model that do not change the results, and may change on resume.
-NOT_COMPARED = ("attn_implementation",)
-DROPOUTS = ("attention_dropout", "embed_dropout", "resid_dropout")
+# The pretrained model is compared by its weights: its folder may move.
+NOT_COMPARED = (
+    *("attn_implementation", "model_name_or_path", "model_revision", "resize_embedding"),
+)
 
 
 def weight_settings(
@@ -44,6 +48,7 @@ def weight_settings(
     compiled: bool,
     warmup_steps: int,
     max_steps: int,
+    pretrained: PretrainedRecord | None = None,
 ) -> dict[str, Any]:
     """Return the settings that determine the weights, as JSON values.
 
@@ -53,7 +58,10 @@ def weight_settings(
     masks. Without dropout, they only change the order of floating-point sums.
     """
     model, training = arguments.model, arguments.training
-    has_dropout = any(getattr(model, name) for name in DROPOUTS)
+    # The dropout of other architectures is not known here.
+    known = pretrained is None or pretrained.model_type == GPT_NEO
+    has_dropout = not known or any(getattr(model, name) for name in DROPOUTS)
+    weights = {} if pretrained is None else {"pretrained_weights": pretrained.weights_sha256}
     needs_length = training.lr_scheduler_type not in OPEN_ENDED_SCHEDULES
     names = ["vocab_sha256", "merges_sha256"]
     if manifest.tokenizer["merges_sha256"] is None:
@@ -73,6 +81,7 @@ def weight_settings(
         "cleaning": manifest.cleaning,
         "training_text": manifest.train.source,
         **rows,
+        **weights,
         "processes": plan.num_processes if has_dropout else None,
         "per_device_train_batch_size": plan.per_device_train_batch_size if has_dropout else None,
     }

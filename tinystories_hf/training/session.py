@@ -8,19 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinystories_hf.config.command_line import Arguments
+from tinystories_hf.config.pretrained import GPT_NEO, SHAPE
 from tinystories_hf.core.environment import (
     NO_PATHS,
     describe_environment,
     portable,
     power_limit_watts,
 )
-from tinystories_hf.core.run_record import RUN_RECORD, RunRecord, Session, read_record
+from tinystories_hf.core.run_record import (
+    RUN_RECORD,
+    PretrainedRecord,
+    RunRecord,
+    Session,
+    read_record,
+)
 from tinystories_hf.data.manifest import PreparedData
 from tinystories_hf.data.training_rows import TrainingRows
 from tinystories_hf.model.modeling import count_parameters
 from tinystories_hf.training.batch import BatchPlan
 from tinystories_hf.training.checkpoints import StartPoint
-from tinystories_hf.training.resume import version_differences
+from tinystories_hf.training.resume import NOT_COMPARED, version_differences
 from tinystories_hf.training.trainer import StoryTrainer
 
 if TYPE_CHECKING:
@@ -29,7 +36,11 @@ if TYPE_CHECKING:
 
 
 def describe_run(
-    arguments: Arguments, trainer: StoryTrainer, prepared: PreparedData, start: StartPoint
+    arguments: Arguments,
+    trainer: StoryTrainer,
+    prepared: PreparedData,
+    start: StartPoint,
+    pretrained: PretrainedRecord | None = None,
 ) -> RunRecord:
     """Write `run.json` and print the model, data, batch and device of the run."""
     run_dir = Path(arguments.training.output_dir)
@@ -39,7 +50,9 @@ def describe_run(
     session = describe_session(
         trainer.plan, trainer.args.mixed_precision, trainer.args.device.type, path
     )
-    record = start_run_record(run_dir, arguments, prepared.manifest, parameters, session)
+    record = start_run_record(
+        run_dir, arguments, prepared.manifest, parameters, session, pretrained
+    )
     if trainer.is_world_process_zero():
         record.write(run_dir)
         print(f"model       {parameters}")
@@ -67,6 +80,7 @@ def start_run_record(
     manifest: Manifest,
     parameters: ParameterReport,
     session: Session,
+    pretrained: PretrainedRecord | None = None,
 ) -> RunRecord:
     """Return the record of a run that starts or resumes; earlier sessions are kept."""
     earlier = read_record(run_dir) if (run_dir / RUN_RECORD).exists() else None
@@ -77,11 +91,12 @@ def start_run_record(
     for split in ("train", "validation"):
         dataset[split].pop("tail", None)
     return RunRecord(
-        configuration=published_configuration(arguments),
+        configuration=published_configuration(arguments, pretrained),
         dataset={"name": portable(arguments.data.dataset), **dataset},
         parameters=asdict(parameters),
         run_id=earlier.run_id if earlier else uuid.uuid4().hex,
         sessions=[*(earlier.sessions if earlier else []), session],
+        pretrained=earlier.pretrained if earlier else pretrained,
     )
 
 
@@ -98,12 +113,21 @@ def describe_session(
     )
 
 
-def published_configuration(arguments: Arguments) -> dict[str, Any]:
-    """Return all settings of a run, with absolute paths shortened so that they can be published."""
-    return {
+def published_configuration(
+    arguments: Arguments, pretrained: PretrainedRecord | None = None
+) -> dict[str, Any]:
+    """Return all settings of a run, with absolute paths shortened so that they can be published.
+
+    Settings that the architecture of a pretrained model does not have are left out.
+    """
+    configuration = {
         name: {
             key: value if key in NO_PATHS else portable(value)
             for key, value in asdict(part).items()
         }
         for name, part in arguments._asdict().items()
     }
+    if pretrained is not None and pretrained.model_type != GPT_NEO:
+        kept = {*SHAPE, *NOT_COMPARED}
+        configuration["model"] = {k: v for k, v in configuration["model"].items() if k in kept}
+    return configuration

@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 import os
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedModel, set_seed
 from transformers import TrainingArguments as TrainerArguments
-from transformers import set_seed
 
 from tinystories_hf.config.arguments import RunArguments
 from tinystories_hf.config.command_line import Arguments
+from tinystories_hf.config.model_arguments import ModelArguments
 from tinystories_hf.core import run_record
 from tinystories_hf.core.device import (
     restoring_precision,
     sharing_cores,
     should_compile,
 )
-from tinystories_hf.core.errors import HOW_TO_RESUME, RunError, Stopped, after_work_began
+from tinystories_hf.core.errors import HOW_TO_RESUME, RunError, Stopped, UserError, after_work_began
 from tinystories_hf.core.launcher import check_launch
 from tinystories_hf.core.processes import is_main_process, reporting_lost_process
 from tinystories_hf.core.progress import without_progress_bars
@@ -28,9 +30,11 @@ from tinystories_hf.data.manifest import PreparedData
 from tinystories_hf.data.packing import PackedRows
 from tinystories_hf.data.prepare import prepare
 from tinystories_hf.data.training_rows import TrainingRows, training_rows
+from tinystories_hf.evaluation.subject import check_causal, describe_pretrained
 from tinystories_hf.generation.generate import encode_prompts
 from tinystories_hf.hub import publish
 from tinystories_hf.hub.publish import RunRepository
+from tinystories_hf.model.loading import load_pretrained
 from tinystories_hf.model.modeling import GPTNeoForCausalLM, build_model, count_parameters
 from tinystories_hf.model.positions import context_length
 from tinystories_hf.training import checkpoints
@@ -85,14 +89,16 @@ def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, fl
         target = check_publishing(arguments, start)
         with trainer_arguments.main_process_first(local=True, desc="preparing rows"):
             quiet = not is_main_process()
-            prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=quiet)
+            prepared = prepare(arguments.data, expected_vocabulary(arguments.model), quiet=quiet)
         rows = training_rows(prepared, arguments.data, trainer_arguments.data_seed)
         rows.check_one_step(plan.global_batch_size)
         set_seed(arguments.training.seed)
-        model = build_model(arguments.model, prepared.tokenizer, arguments.data.context_length)
-        if should_compile(arguments.training.torch_compile):
+        arguments, model, pretrained = build_or_load_model(arguments, prepared)
+        if compiles(model, arguments.training):
             model.compile_training()
-        trainer = build_trainer(arguments, plan, trainer_arguments, prepared, rows, model, stop)
+        trainer = build_trainer(
+            arguments, plan, trainer_arguments, prepared, rows, model, stop, pretrained
+        )
         if start.checkpoint is not None:
             check_same_run(start.checkpoint, trainer.weight_settings)
         if is_finished(run_dir, start, trainer.steps):
@@ -102,7 +108,7 @@ def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, fl
             if trainer.is_world_process_zero():
                 print(f"run         {run_dir} is already finished")
         else:
-            metrics = train_and_finish(arguments, trainer, prepared, start, target)
+            metrics = train_and_finish(arguments, trainer, prepared, start, target, pretrained)
         # A process group (gloo) that is not destroyed here sometimes aborts when Python exits.
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.end_training()
@@ -118,6 +124,7 @@ def train_and_finish(
     prepared: PreparedData,
     start: StartPoint,
     target: RunRepository | None,
+    pretrained: run_record.PretrainedRecord | None = None,
 ) -> dict[str, float]:
     """Train the remaining steps and finish the run directory; record how the session ended."""
     run_dir, is_main = Path(arguments.training.output_dir), trainer.is_world_process_zero()
@@ -127,12 +134,14 @@ def train_and_finish(
     if target and arguments.hub.hub_strategy == "checkpoint-revisions":
         trainer.add_callback(PublishCheckpoints(target, trainer.clock_stopped))
     start_trackers(trainer)
-    record = describe_run(arguments, trainer, prepared, start)
+    record = describe_run(arguments, trainer, prepared, start, pretrained)
     # After the first output, but before the training: an import must not fail at its end.
-    from tinystories_hf.training.finish import finish_run
+    from tinystories_hf.training.finish import finish_run, measure_pretrained
 
     try:
         with after_work_began():
+            if record.pretrained and start.checkpoint is None:
+                measure_pretrained(arguments, trainer, prepared, record)
             train_steps(trainer, start, arguments.data.context_length)
             metrics = finish_run(arguments, trainer, prepared, record)
     except (Stopped, RunError) as end:
@@ -201,6 +210,46 @@ def check_publishing(arguments: Arguments, start: StartPoint) -> RunRepository |
     return publish.check_repository(arguments.hub, run_dir, run_id)
 
 
+def build_or_load_model(
+    arguments: Arguments, prepared: PreparedData
+) -> tuple[Arguments, PreTrainedModel, run_record.PretrainedRecord | None]:
+    """Return the model with random or pretrained weights, and the record of the latter.
+
+    The settings are returned with the `vocab_size` of the model, whose embedding may be resized.
+
+    Raises:
+        UserError: the pretrained model cannot be loaded, is not causal, or has another vocabulary.
+    """
+    chosen, context = arguments.model, arguments.data.context_length
+    if chosen.model_name_or_path is None:
+        return arguments, build_model(chosen, prepared.tokenizer, context), None
+    model = load_pretrained(chosen, prepared.tokenizer, context)
+    check_causal(model, chosen.model_name_or_path)
+    record = describe_pretrained(model, chosen.model_name_or_path, chosen.model_revision)
+    fitted = replace(chosen, vocab_size=model.get_input_embeddings().weight.shape[0])
+    return arguments._replace(model=fitted), model, record
+
+
+def expected_vocabulary(model: ModelArguments) -> int | None:
+    """Return the size that the tokenizer must have, None if a pretrained model decides."""
+    return model.vocab_size if model.model_name_or_path is None else None
+
+
+def compiles(model: PreTrainedModel, training: RunArguments) -> bool:
+    """Return whether the blocks are compiled for training; only those of a GPT-Neo can be.
+
+    Raises:
+        UserError: it is asked for and impossible.
+    """
+    if isinstance(model, GPTNeoForCausalLM):
+        return should_compile(training.torch_compile)
+    if training.torch_compile is True:
+        raise UserError(
+            f"torch_compile: not for a {model.config.model_type}, only for a GPT-Neo; omit it"
+        )
+    return False
+
+
 def count_steps(training: RunArguments, plan: BatchPlan, prepared: PreparedData) -> int:
     """Return the number of optimizer steps of the complete run."""
     if training.max_steps > 0:
@@ -223,8 +272,9 @@ def build_trainer(
     trainer_arguments: TrainerArguments,
     prepared: PreparedData,
     rows: TrainingRows,
-    model: GPTNeoForCausalLM,
+    model: PreTrainedModel,
     stop: StopRequest | None = None,
+    pretrained: run_record.PretrainedRecord | None = None,
 ) -> StoryTrainer:
     """Build the Trainer from the model, the rows and the settings."""
     training = arguments.training
@@ -239,9 +289,10 @@ def build_trainer(
         prepared.manifest,
         rows.weight_settings,
         mixed_precision=trainer_arguments.mixed_precision,
-        compiled=should_compile(training.torch_compile),
+        compiled=compiles(model, training),
         warmup_steps=trainer_arguments.get_warmup_steps(steps),
         max_steps=steps,
+        pretrained=pretrained,
     )
     return StoryTrainer(
         plan=plan,

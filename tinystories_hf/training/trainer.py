@@ -21,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 from tinystories_hf.core.device import reduce_in_fp32
 from tinystories_hf.core.environment import library_versions
 from tinystories_hf.core.files import write_json
+from tinystories_hf.model.modeling import GPTNeoForCausalLM
 from tinystories_hf.training import checkpoints
 from tinystories_hf.training.batch import BatchPlan
 from tinystories_hf.training.callbacks import ConsoleLog, EvaluateAtEnd, StorySamples
@@ -145,8 +146,9 @@ class StoryTrainer(Trainer):
         return loss
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Compute the loss without materializing the logits of the batch."""
-        return super().compute_loss(model, {**inputs, "skip_logits": True}, *args, **kwargs)
+        """Compute the loss; that of a GPT-Neo without materializing the logits of the batch."""
+        fused = {"skip_logits": True} if isinstance(self.model, GPTNeoForCausalLM) else {}
+        return super().compute_loss(model, {**inputs, **fused}, *args, **kwargs)
 
     def _check_losses(self) -> None:
         check_losses(self._losses, self._last_checkpoint_name())
@@ -273,7 +275,7 @@ class StoryTrainer(Trainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Do not warn about the head, which is tied to the embedding and therefore not saved."""
-        if load_result.missing_keys == list(self.model._tied_weights_keys):
+        if load_result.missing_keys == list(self.model._tied_weights_keys or []):
             load_result.missing_keys.clear()
         super()._issue_warnings_after_load(load_result)
 

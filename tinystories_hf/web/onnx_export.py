@@ -32,7 +32,8 @@ from tinystories_hf.core.files import (
 from tinystories_hf.core.progress import without_progress_bars
 from tinystories_hf.evaluation.suites.cloze import cloze_items
 from tinystories_hf.evaluation.validation import encode
-from tinystories_hf.model.modeling import GPTNeoForCausalLM, load_model
+from tinystories_hf.model.loading import load_model
+from tinystories_hf.model.modeling import GPTNeoForCausalLM
 from tinystories_hf.model.positions import context_length
 from tinystories_hf.web.onnx_graph import cache_names, write_graph
 

@@ -22,7 +22,7 @@ from tests.support.page.browser import open_browser, reading, served
 from tinystories_hf.core import environment
 from tinystories_hf.core.files import file_sha256, write_json
 from tinystories_hf.data.splits import END_OF_TEXT
-from tinystories_hf.model.modeling import load_model
+from tinystories_hf.model.loading import load_model
 from tinystories_hf.model.positions import context_length
 from tinystories_hf.web import onnx_export
 from tinystories_hf.web.page import Dtype, build_page

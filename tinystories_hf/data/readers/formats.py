@@ -13,7 +13,7 @@ from tinystories_hf.core.errors import UserError
 from tinystories_hf.data.splits import ReportProgress, ignore_progress
 
 if TYPE_CHECKING:
-    from tinystories_hf.data.download import HubFile
+    from tinystories_hf.core.download import HubFile
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 SAVED = "saved"  # a folder of `datasets.Dataset.save_to_disk`

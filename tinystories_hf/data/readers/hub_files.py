@@ -22,7 +22,7 @@ def hub_splits(data: DataArguments) -> tuple[Split, Split | None]:
         UserError: the dataset or revision does not exist, the Hub cannot be reached, or
             `validation_file` is set without `train_file`.
     """
-    from tinystories_hf.data.download import resolve_commit
+    from tinystories_hf.core.download import resolve_commit
 
     commit = data.dataset_revision
     if commit is None or not re.fullmatch(r"[0-9a-f]{40}", commit):
@@ -50,7 +50,7 @@ def _hub_files(data: DataArguments, commit: str, pattern: str, without: str | No
     without = without if glob.has_magic(pattern) else None
 
     def stories(advance: ReportProgress) -> Iterator[OptionalStory]:
-        from tinystories_hf.data.download import HubFile, download_files, list_files
+        from tinystories_hf.core.download import HubFile, download_files, list_files
 
         there = list_files(data.dataset, commit)
         apart = matching(without, there) if without else []
@@ -78,7 +78,7 @@ def _hub_split(data: DataArguments, commit: str, split: str) -> Split:
     def stories(advance: ReportProgress) -> Iterator[OptionalStory]:
         import datasets
 
-        from tinystories_hf.data.download import download_error, resolve_commit
+        from tinystories_hf.core.download import download_error, resolve_commit
 
         resolve_commit(data.dataset, "dataset", commit)
         try:

@@ -14,7 +14,7 @@ from tinystories_hf.data.readers.formats import files_of, require_content
 from tinystories_hf.data.splits import END_OF_TEXT, OptionalStory, ReportProgress, ignore_progress
 
 if TYPE_CHECKING:
-    from tinystories_hf.data.download import HubFile
+    from tinystories_hf.core.download import HubFile
 
 
 def read_parquet(

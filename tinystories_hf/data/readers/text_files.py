@@ -37,7 +37,7 @@ from tinystories_hf.data.splits import END_OF_TEXT, OptionalStory, ReportProgres
 
 if TYPE_CHECKING:
     from tinystories_hf.config.arguments import DataArguments
-    from tinystories_hf.data.download import HubFile
+    from tinystories_hf.core.download import HubFile
 
 # A story has about 900 characters. A text that is longer than this without a separator, or a longer
 # line of .jsonl, is not a file of stories, and reading on could exhaust the memory.

@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from tinystories_hf.config.arguments import RunArguments
+from tinystories_hf.config.pretrained import GPT_NEO
 from tinystories_hf.core.files import write_text
 from tinystories_hf.core.run_record import EVAL_RESULTS, SAMPLES_FILE, TRAIN_RESULTS, read_record
 from tinystories_hf.evaluation.report import report
@@ -73,13 +74,17 @@ def card_facts(run_dir: Path, model_id: str, stated: Mapping[str, Any]) -> dict[
     # The default prompts are English: they fit only an English dataset.
     of_the_text = is_tinystories or is_toy or prompts != default_prompts()
     name = model_id.rpartition("/")[2]
+    pretrained = record["pretrained"]
+    model_type = pretrained["model_type"] if pretrained else GPT_NEO
     metadata = ModelCardData(
         # Only the author can give a licence, and the language of other text is not known here.
         license=hub.get("license"),
         language=hub.get("language") or (["en"] if is_tinystories or is_toy else None),
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["tinystories", "gpt_neo"] if is_tinystories else ["gpt_neo"],
+        tags=["tinystories", model_type] if is_tinystories else [model_type],
+        # The Hub links to it, so that only a model on the Hub can be named.
+        base_model=pretrained["name"] if pretrained and pretrained["revision"] else None,
         datasets=[source["hub"]] if "hub" in source else None,
         widget=[{"text": prompt} for prompt in prompts] if of_the_text else None,
         model_name=name,
@@ -88,6 +93,10 @@ def card_facts(run_dir: Path, model_id: str, stated: Mapping[str, Any]) -> dict[
     return {
         **configuration,
         "front_matter": metadata.to_yaml(),
+        "architecture": "GPT-Neo"
+        if model_type == GPT_NEO
+        else f"causal language model ({model_type})",
+        "pretrained": pretrained,
         "name": name,
         "model_id": model_id,
         "dataset": dataset,
@@ -102,7 +111,9 @@ def card_facts(run_dir: Path, model_id: str, stated: Mapping[str, Any]) -> dict[
         "readings": report.readings(evaluated["loss"]),
         "with_interval": report.with_interval,
         "other_suites": report.other_suites(evaluated),
-        "paper_loss": _paper_loss(configuration["model"]) if is_tinystories else None,
+        "paper_loss": None
+        if pretrained or not is_tinystories
+        else _paper_loss(configuration["model"]),
         "samples": last_samples.partition("\n")[2].strip().split("\n\n"),
         "session": record["sessions"][-1],
         "resumed": len(record["sessions"]) > 1,

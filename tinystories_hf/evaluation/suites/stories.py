@@ -54,7 +54,7 @@ def load_prompts(data: DataArguments, path: Path | None = None) -> Prompts:
     if dataset.path is not None and (dataset.path / AUTHORS_FILE).is_file():
         return read_prompts(dataset.path / AUTHORS_FILE, AUTHORS_FILE)
     if dataset.kind == "hub":
-        from tinystories_hf.data.download import download_files
+        from tinystories_hf.core.download import download_files
 
         revision = data.dataset_revision
         try:

@@ -17,11 +17,12 @@ from huggingface_hub import constants, errors
 
 from tinystories_hf.core.errors import REFUSED, UserError
 
-RepoKind = Literal["dataset", "tokenizer", "model"]
+RepoKind = Literal["dataset", "tokenizer", "model", "base model"]
 _FLAGS: dict[RepoKind, str] = {
     "dataset": "--dataset FILE_OR_FOLDER",
     "tokenizer": "--tokenizer FOLDER",
     "model": "--model FOLDER",
+    "base model": "--model_name_or_path FOLDER",
 }
 _TIMEOUT_SECONDS = 10
 READ_BYTES = 1 << 20
