@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from transformers import GPTNeoConfig
 
-from tinystories_hf.config.command_line import GROUPS, Arguments, parse_arguments
+from tests.conftest import ROOT
+from tinystories_hf.config.command_line import (
+    Arguments,
+    own_settings,
+    parse_arguments,
+    passed_fields,
+)
 from tinystories_hf.config.flag_hints import _HINTS, _SETTING, suggest_flag
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.evaluation.arguments import EvaluationArguments, parse_evaluation_arguments
 from tinystories_hf.generation.arguments import GenerationArguments, parse_generation_arguments
 
-OF_TRAINING = {declared.name for cls in GROUPS.values() for declared in fields(cls)}
+OF_TRAINING = own_settings().keys() | passed_fields().keys()
 OF_GENERATION = {declared.name for declared in fields(GenerationArguments)} | {"model", "prompt"}
 OF_EVALUATION = {declared.name for declared in fields(EvaluationArguments)}
 SCRIPTS = (OF_TRAINING, OF_GENERATION, OF_EVALUATION)
@@ -49,7 +58,7 @@ def test_each_name_has_one_hint_in_each_script() -> None:
         (("--block_size=512",), "unknown flag --block_size; use --context_length, and --max_pos"),
         (("--do_train",), "--do_train; omit it: scripts/train.py always trains"),
         (("--resume",), "--resume; use --resume_from_checkpoint auto"),
-        (("--save_strategy", "no"), "use --save_steps"),
+        (("--save_every", "5"), "use --save_steps"),
         (
             ("--gradient_accumulation_steps", "4"),
             "it is computed from --global_batch_size",
@@ -78,6 +87,28 @@ def test_a_flag_of_another_program_gets_a_hint(flags: tuple[str, ...], message: 
         parse_arguments(list(flags))
 
 
+ROWS = re.findall(
+    r"^\| [\w.]+ \| `(--.*?)` \| (.*) \|$", (ROOT / "docs" / "settings.md").read_text(), re.M
+)
+
+
+@pytest.mark.parametrize(("command", "answer"), ROWS, ids=[command for command, _ in ROWS])
+def test_a_command_from_elsewhere_works_or_is_answered_as_documented(
+    command: str, answer: str, tmp_path: Path
+) -> None:
+    GPTNeoConfig().save_pretrained(tmp_path)
+    flags = [str(tmp_path) if word == "gpt2" else word for word in shlex.split(command)]
+    if answer == "works":
+        parse_arguments(flags)
+        return
+    with pytest.raises(UserError, match=re.escape(answer)):
+        parse_arguments(flags)
+
+
+def test_ten_commands_from_elsewhere_are_documented() -> None:
+    assert len(ROWS) >= 10
+
+
 def test_a_yaml_key_of_another_program_gets_a_hint(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("n_embd: 64\n")
     with pytest.raises(UserError, match=r"mine\.yaml: n_embd: unknown setting; use hidden_size$"):
@@ -102,7 +133,7 @@ def test_each_script_names_its_own_settings(
         parse([flag, "1"])
 
 
-@pytest.mark.parametrize("name", ["lr", "fp16", "block_size", "save_strategy", "do_train"])
+@pytest.mark.parametrize("name", ["lr", "fp16", "block_size", "save_every", "do_train"])
 def test_only_similar_names_are_suggested(name: str) -> None:
     known = [setting for setting in OF_TRAINING if setting not in ("context_length",)]
     assert "did you mean" not in suggest_flag(name, known)

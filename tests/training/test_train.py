@@ -13,6 +13,7 @@ from tests.support.forked import train_forked
 from tinystories_hf.config.command_line import Arguments
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.data.prepare import prepare
+from tinystories_hf.data.training_rows import collate_rows
 from tinystories_hf.evaluation.suites.loss import score_tokens
 from tinystories_hf.evaluation.validation import (
     PACKED,
@@ -23,7 +24,7 @@ from tinystories_hf.evaluation.validation import (
 from tinystories_hf.training.batch import BatchPlan
 from tinystories_hf.training.resume import where_to_start
 from tinystories_hf.training.run_directory import lock_run_directory
-from tinystories_hf.training.trainer import StoryTrainer, collate_rows
+from tinystories_hf.training.trainer import StoryTrainer
 from tinystories_hf.training.trainer_arguments import build_trainer_arguments
 
 Parse = Callable[..., Arguments]

@@ -10,11 +10,11 @@ import pytest
 from transformers import PreTrainedModel, Trainer
 
 from tinystories_hf.training import trainer
-from tinystories_hf.training.trainer import (
+from tinystories_hf.training.private_members import (
     OVERRIDDEN_PRIVATE_METHODS,
     USED_PRIVATE_MEMBERS,
-    StoryTrainer,
 )
+from tinystories_hf.training.trainer import StoryTrainer
 
 
 def is_there(name: str) -> bool:

@@ -44,13 +44,12 @@ from tinystories_hf.data.corpus import open_corpus
 from tinystories_hf.data.manifest import PreparedData, token_stream
 from tinystories_hf.data.prepare import prepare
 from tinystories_hf.data.splits import END_OF_TEXT
-from tinystories_hf.data.training_rows import PreparedRows, training_rows
+from tinystories_hf.data.training_rows import PreparedRows, collate_rows, training_rows
 from tinystories_hf.generation.arguments import GenerationArguments
 from tinystories_hf.generation.generate import continue_prompts
 from tinystories_hf.model.modeling import story_generation_config
 from tinystories_hf.training.batch import plan_batch
 from tinystories_hf.training.train import build_trainer
-from tinystories_hf.training.trainer import collate_rows
 from tinystories_hf.training.trainer_arguments import build_trainer_arguments
 
 _Numbers = dict[str, Any]

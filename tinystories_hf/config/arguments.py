@@ -8,12 +8,13 @@ configuration file (`configs/`).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tinystories_hf.config.checks import in_unit_interval, not_negative, positive
 from tinystories_hf.config.parsing import option
+from tinystories_hf.config.trainer_fields import enum_values
 from tinystories_hf.core.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -135,9 +136,6 @@ class DataArguments:
         return typed.replace("\r\n", "\n").replace("\r", "\n")
 
 
-Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]
-
-
 @dataclass(frozen=True)
 class RunArguments:
     """Training settings; names follow `transformers.TrainingArguments`.
@@ -163,8 +161,9 @@ class RunArguments:
         "passes over the training rows; unused if max_steps is positive", 1.0
     )
     max_steps: int = option("optimizer steps; if positive, overrides num_train_epochs", -1)
-    lr_scheduler_type: Scheduler = option(
-        "learning-rate schedule: linear, cosine, constant, constant_with_warmup or inverse_sqrt",
+    lr_scheduler_type: str = option(
+        "learning-rate schedule: linear, cosine, constant, constant_with_warmup, inverse_sqrt,"
+        " warmup_stable_decay or another one of Transformers, with its lr_scheduler_kwargs",
         "linear",
     )
     warmup_steps: float = option("warm-up steps; below 1, a fraction of the run", 0.0)
@@ -210,6 +209,8 @@ class RunArguments:
         " none; true: resume, or fail if it has none; or the path of a checkpoint",
         False,
     )
+    # Other fields of `transformers.TrainingArguments`, by name; each of them is a setting, too.
+    training_arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         positive(
@@ -223,6 +224,12 @@ class RunArguments:
         if self.seed >= 2**32:
             raise UserError(f"seed must be below 2^32 (NumPy's limit), got {self.seed}")
         in_unit_interval(self, "adam_beta1", "adam_beta2")
+        schedules = enum_values("SchedulerType")
+        if self.lr_scheduler_type not in schedules:
+            raise UserError(
+                f"lr_scheduler_type: {self.lr_scheduler_type} is unknown; use one of"
+                f" {', '.join(schedules)}"
+            )
         if self.max_steps == 0 or self.max_steps < -1:
             raise UserError(
                 f"max_steps must be positive, or -1 to use num_train_epochs, got {self.max_steps}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import Field, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +19,11 @@ from tinystories_hf.config.parsing import (
     Setting,
     StrictParser,
     build_dataclass,
+    convert_setting,
     merge_settings,
+    settings_of,
 )
+from tinystories_hf.config.trainer_fields import REFUSED_FIELDS, installed_fields
 from tinystories_hf.config.yaml_files import yaml_layers
 from tinystories_hf.core.errors import UserError
 
@@ -34,6 +37,8 @@ class Arguments(NamedTuple):
     hub: HubArguments
 
 
+# Declares a field that is passed through: no other setting belongs to it.
+PASSED: Field[Any] = field(metadata={"help": "", "belongs_to": None})
 GROUPS: dict[str, type[Any]] = {
     "model": ModelArguments,
     "data": DataArguments,
@@ -66,7 +71,8 @@ def parse_arguments(
     chosen.add_argument("--config", metavar="FILE")
     config = Path(getattr(chosen.parse_known_args(argv)[0], "config", default_config))
 
-    known = {declared.name: declared for cls in GROUPS.values() for declared in fields(cls)}
+    passed = passed_fields()
+    known = own_settings() | dict.fromkeys(passed, PASSED)
     from_files = merge_settings(yaml_layers(config), known)
 
     parser = StrictParser(description)
@@ -75,9 +81,25 @@ def parse_arguments(
     )
     for title, cls in GROUPS.items():
         parser.add_dataclass(f"{title} (defaults in brackets)", cls, from_files)
+    parser.add_hidden(passed)
+    parser.epilog = (
+        "Other fields of transformers.TrainingArguments are settings, too, and are passed through:"
+        f" {', '.join(sorted(passed))}."
+    )
     from_flags = parser.parse_layer(argv)
     from_flags.pop("config", None)
     return build_arguments(merge_settings([from_files, from_flags], known))
+
+
+def own_settings() -> dict[str, Field[Any]]:
+    """Return the settings of a run that this package declares, by name."""
+    return {declared.name: declared for cls in GROUPS.values() for declared in settings_of(cls)}
+
+
+def passed_fields() -> dict[str, Any]:
+    """Return the type of each field of Transformers' TrainingArguments that is passed through."""
+    taken = own_settings().keys() | REFUSED_FIELDS.keys()
+    return {name: hint for name, hint in installed_fields().items() if name not in taken}
 
 
 def build_arguments(settings: Mapping[str, Setting]) -> Arguments:
@@ -99,7 +121,12 @@ def build_arguments(settings: Mapping[str, Setting]) -> Arguments:
             f"context_length {data.context_length} is longer than max_position_embeddings"
             f" {model.max_position_embeddings}; lower the one or raise the other"
         )
-    training = build_dataclass(RunArguments, settings)
+    passed = {
+        name: convert_setting(settings[name], hint)
+        for name, hint in passed_fields().items()
+        if name in settings
+    }
+    training = replace(build_dataclass(RunArguments, settings), training_arguments=passed)
     _check_streaming(data, training)
     return Arguments(model, data, training, build_dataclass(HubArguments, settings))
 

@@ -6,32 +6,29 @@ import difflib
 import re
 from collections.abc import Collection
 
+from tinystories_hf.config.trainer_fields import REFUSED_FIELDS
+
 # (unknown names, hint). Settings of this package are in braces. A hint applies only if the script
 # has all settings that the hint names.
 _HINTS = (
     # training
     ("lr peak_lr max_lr", "use {learning_rate}"),
     (
-        "batch_size bs train_batch_size per_gpu_train_batch_size micro_batch_size total_batch_size",
+        "batch_size bs train_batch_size micro_batch_size total_batch_size",
         "use {global_batch_size}, the sequences per optimizer step;"
         " {per_device_train_batch_size} limits how many a device processes at once",
     ),
     (
-        "gradient_accumulation_steps gradient_accumulation_step gradient_accumulation"
-        " grad_accum_steps grad_accumulation accumulation_steps",
-        "omit it: it is computed from {global_batch_size}, {per_device_train_batch_size} and the"
-        " number of processes",
+        "gradient_accumulation_step gradient_accumulation grad_accum_steps grad_accumulation"
+        " accumulation_steps",
+        "omit it: it is computed from {global_batch_size}, {per_device_train_batch_size} and"
+        " the number of processes",
     ),
-    (
-        "auto_find_batch_size",
-        "omit it; {per_device_train_batch_size} null chooses the batch per device",
-    ),
-    ("eval_batch_size per_gpu_eval_batch_size", "use {per_device_eval_batch_size}"),
+    ("eval_batch_size", "use {per_device_eval_batch_size}"),
     ("epochs epoch num_epochs n_epochs max_epochs", "use {num_train_epochs}"),
     ("max_iters max_train_steps num_train_steps num_steps total_steps steps", "use {max_steps}"),
     ("max_train_samples", "use {max_steps} to end the run earlier"),
     ("warmup warmup_iters num_warmup_steps", "use {warmup_steps}"),
-    ("warmup_ratio", "use {warmup_steps}: a value below 1 is a fraction of the run"),
     ("scheduler lr_scheduler lr_schedule", "use {lr_scheduler_type}"),
     (
         "decay_lr",
@@ -45,77 +42,59 @@ _HINTS = (
     ("betas adam_betas", "use {adam_beta1} and {adam_beta2}"),
     ("eps epsilon adam_eps", "use {adam_epsilon}"),
     ("grad_clip clip_grad clip_grad_norm gradient_clipping", "use {max_grad_norm}"),
-    (
-        "optim optimizer adafactor",
-        "omit it: the optimizer is AdamW, see {weight_decay} and {adam_beta1}",
-    ),
-    (
-        "fp16 half fp16_full_eval",
-        "launch with `accelerate launch --mixed_precision fp16`, or use {bf16}",
-    ),
+    ("optimizer adafactor", "use {optim}"),
+    ("half", "launch with `accelerate launch --mixed_precision fp16`, or use {bf16}"),
     ("dtype torch_dtype precision mixed_precision amp", "use {bf16}: true, false or auto"),
-    ("tf32 bf16_full_eval", "omit it: TF32 is used if the GPU supports it; see also {bf16}"),
     ("compile", "use {torch_compile}"),
     (
-        "gradient_checkpointing",
-        "not supported; a smaller {per_device_train_batch_size} needs less memory for the same"
-        " training",
+        "early_stopping_patience",
+        "omit it; {load_best_model_at_end} keeps the best model of the run",
     ),
+    ("packing", "omit it: stories are always packed into rows; see {context_length}"),
     (
-        "load_best_model_at_end metric_for_best_model early_stopping_patience",
-        "not supported: the result is the model of the last step; {save_total_limit} keeps earlier"
-        " checkpoints",
+        "use_peft lora_r lora_alpha lora_dropout lora_target_modules",
+        "omit it: {model_name_or_path} trains all weights; for LoRA, use PEFT with a trainer of"
+        " your own (docs/ecosystem.md)",
     ),
     # the machine
     (
-        "device use_cpu no_cuda cpu",
-        "set the environment variable CUDA_VISIBLE_DEVICES to the index of a GPU, or to an empty"
-        " string for the CPU",
+        "device cpu",
+        "set the environment variable CUDA_VISIBLE_DEVICES to the index of a GPU, or to an"
+        " empty string for the CPU",
     ),
     (
-        "num_gpus n_gpu gpus num_processes nproc_per_node ddp backend ddp_backend local_rank",
+        "num_gpus n_gpu gpus num_processes nproc_per_node ddp backend",
         "omit it; `accelerate launch --num_processes N` starts N processes",
     ),
     (
-        "deepspeed deepspeed_config fsdp fsdp_config",
-        "launch with `accelerate launch --config_file configs/accelerate/fsdp.yaml`, which shards"
-        " the model",
+        "deepspeed_config",
+        "launch with `accelerate launch --config_file configs/accelerate/fsdp.yaml`, which"
+        " shards the model",
     ),
     # the run directory, evaluation, logging
     ("out_dir save_dir outdir out output model_dir", "use {output_dir}"),
     (
-        "overwrite_output_dir overwrite force",
+        "overwrite force",
         "a run is never overwritten: delete it, use another {output_dir}, or resume it with"
         " {resume_from_checkpoint} auto",
     ),
     ("resume resume_from load_checkpoint checkpoint", "use {resume_from_checkpoint} auto"),
     ("eval_interval eval_every evaluation_steps eval_freq", "use {eval_steps}"),
-    (
-        "eval_strategy evaluation_strategy",
-        "use {eval_steps}: a run evaluates every {eval_steps} steps and at its end",
-    ),
+    ("evaluation_strategy", "use {eval_strategy} and {eval_steps}"),
     ("eval_iters max_eval_samples", "use {max_eval_rows}"),
-    ("eval_only do_eval do_predict", "omit it; scripts/evaluate.py evaluates a finished run"),
-    ("do_train", "omit it: scripts/train.py always trains"),
-    ("save_strategy", "use {save_steps}: a run saves every {save_steps} steps and at its end"),
+    ("eval_only", "omit it; scripts/evaluate.py evaluates a finished run"),
     (
         "save_interval save_every checkpoint_interval always_save_checkpoint checkpointing_steps"
         " checkpoint_steps",
         "use {save_steps}",
     ),
     ("max_checkpoints keep_checkpoints", "use {save_total_limit}"),
-    ("log_interval log_every log_every_n_steps logging_strategy", "use {logging_steps}"),
-    (
-        "logging_dir",
-        "omit it: the trackers of {report_to} write into {output_dir}; the environment variable"
-        " TENSORBOARD_LOGGING_DIR changes this for tensorboard",
-    ),
+    ("log_interval log_every log_every_n_steps", "use {logging_steps}"),
     ("wandb_log use_wandb wandb", "use {report_to} wandb"),
     ("tensorboard use_tensorboard", "use {report_to} tensorboard"),
     ("log_with with_tracking tracker", "use {report_to}"),
     ("wandb_project", "use {report_to} wandb and the environment variable WANDB_PROJECT"),
     ("wandb_run_name wandb_name experiment_name", "use {run_name}"),
-    ("disable_tqdm", "omit it: training prints log lines, see {logging_steps}"),
     ("shuffle_seed", "use {data_seed}"),
     ("num_workers workers", "use {dataloader_num_workers}"),
     ("num_threads threads n_threads", "set the environment variable OMP_NUM_THREADS"),
@@ -174,10 +153,8 @@ _HINTS = (
     ),
     ("preprocessing_num_workers num_proc", "omit it: data preparation uses all available cores"),
     # the Hub
-    ("repo_id hub_repo push_to_hub_model_id hub_repo_id", "use {hub_model_id}"),
+    ("repo_id hub_repo hub_repo_id", "use {hub_model_id}"),
     ("hub_private private", "use {hub_private_repo}"),
-    ("hub_revision", "omit it; scripts/push_to_hub.py publishes to a branch"),
-    ("hub_always_push", "omit it: see {hub_strategy}"),
     (
         "temperature top_k top_p max_new_tokens num_return_sequences num_samples prompt start",
         "omit it; scripts/generate.py generates stories from a finished run; see {sample_prompts}",
@@ -206,6 +183,8 @@ def suggest_flag(name: str, known: Collection[str], prefix: str = "") -> str:
         prefix: Text to put before each setting in the hint, such as `--`.
     """
     plain = name.replace("-", "_").lower()
+    if plain in REFUSED_FIELDS and "global_batch_size" in known:  # the settings of a run
+        return "; " + _SETTING.sub(rf"{prefix}\1", REFUSED_FIELDS[plain])
     for names, hint in _HINTS:
         settings = _SETTING.findall(hint)
         if plain in names.split() and known and set(settings) <= set(known):

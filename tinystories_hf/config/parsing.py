@@ -8,6 +8,7 @@ the file or the flag. Later layers override earlier ones. The settings themselve
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 import reprlib
@@ -42,6 +43,11 @@ def option(help: str, default: Any = MISSING, *, belongs_to: str | None = None) 
     if default is MISSING:
         return field(metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def settings_of(cls: type[Any]) -> list[Field[Any]]:
+    """Return the fields of a dataclass that were declared by `option`."""
+    return [declared for declared in fields(cls) if "help" in declared.metadata]
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def build_dataclass(cls: type[_T], settings: Mapping[str, Setting]) -> _T:
     """
     hints = get_type_hints(cls)
     values: dict[str, Any] = {}
-    for declared in fields(cls):  # type: ignore[arg-type]
+    for declared in settings_of(cls):
         name = declared.name
         if name in settings:
             values[name] = convert_setting(settings[name], hints[name])
@@ -130,6 +136,8 @@ def _convert_one(value: Any, hint: Any) -> Any:
     if get_origin(hint) is list:
         fits = isinstance(value, list) and all(_is_text(item) for item in value)
         return list(value) if fits else None
+    if hint is dict:
+        return _mapping(value)
     if hint is bool:
         if isinstance(value, str):
             return {"true": True, "false": False}.get(value.lower())
@@ -139,6 +147,17 @@ def _convert_one(value: Any, hint: Any) -> Any:
     if hint in (int, float) and isinstance(value, (int, float, str)):
         return None if isinstance(value, bool) else _number(value, hint)
     return None
+
+
+def _mapping(value: Any) -> dict[str, Any] | None:
+    """Return a mapping from YAML or from the JSON of a flag, None if it is something else."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    fits = isinstance(value, dict) and all(_is_text(key) for key in value)
+    return value if fits else None
 
 
 def local_path(key: str, name: str) -> Path:
@@ -188,6 +207,7 @@ def brief(value: Any) -> str:
 def _describe(hint: Any) -> str:
     """Describe a type for error messages."""
     words = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+    words[dict] = "a mapping, such as '{\"key\": 1}'"
     parts = []
     for member in _members(hint):
         if get_origin(member) is Literal:
@@ -230,22 +250,21 @@ class StrictParser(argparse.ArgumentParser):
         """Add a flag for each field not in `leave_out`; `shown` overrides defaults in the help."""
         group = self.add_argument_group(title)
         hints = get_type_hints(cls)
-        for declared in fields(cls):
+        for declared in settings_of(cls):
             if declared.name in leave_out:
                 continue
-            hint = hints[declared.name]
-            words: dict[str, Any] = {"metavar": _metavar(hint)}
-            if get_origin(hint) is list or any(get_origin(m) is list for m in _members(hint)):
-                words["nargs"] = "+"
-            elif bool in _members(hint):
-                words |= {"nargs": "?", "const": "true"}
             group.add_argument(
                 f"--{declared.name}",
                 help=f"{declared.metadata['help']} {_default_text(declared, shown or {})}".replace(
                     "%", "%%"
                 ),
-                **words,
+                **_flag_words(hints[declared.name]),
             )
+
+    def add_hidden(self, hints: Mapping[str, Any]) -> None:
+        """Add flags that `--help` does not list, by their type hints."""
+        for name, hint in hints.items():
+            self.add_argument(f"--{name}", help=argparse.SUPPRESS, **_flag_words(hint))
 
     def parse_layer(self, argv: Sequence[str] | None) -> dict[str, Setting]:
         """Parse the command line into a layer of raw values.
@@ -256,12 +275,18 @@ class StrictParser(argparse.ArgumentParser):
         namespace, unknown = self.parse_known_args(argv)
         if unknown:
             known = [action.dest for action in self._actions if action.dest != "help"]
-            flag = unknown[0].partition("=")[0]  # without the value, which may be a secret
-            if flag.endswith("token"):
-                raise UserError(
-                    f"{flag}: the Hub token cannot be a flag; use `hf auth login` or HF_TOKEN"
-                )
-            raise UserError(f"unknown flag {flag}{suggest_flag(flag.lstrip('-'), known, '--')}")
+            # Without the values, which may be secret, and which may begin with a dash.
+            flags = [word.partition("=")[0] for word in unknown if re.match("--?[A-Za-z]", word)]
+            for flag in flags:
+                if flag.endswith("token"):
+                    raise UserError(
+                        f"{flag}: the Hub token cannot be a flag; use `hf auth login` or HF_TOKEN"
+                    )
+            hints = [
+                f"unknown flag {flag}{suggest_flag(flag.lstrip('-'), known, '--')}"
+                for flag in dict.fromkeys(flags or unknown[:1])
+            ]
+            raise UserError(". Also, ".join(hints))
         layer = {key: Setting(value, f"--{key}") for key, value in vars(namespace).items()}
         for setting in layer.values():
             for word in setting.value if isinstance(setting.value, list) else [setting.value]:
@@ -271,8 +296,18 @@ class StrictParser(argparse.ArgumentParser):
         return layer
 
 
+def _flag_words(hint: Any) -> dict[str, Any]:
+    """Return the arguments of `add_argument` for a type."""
+    words: dict[str, Any] = {"metavar": _metavar(hint)}
+    if any(get_origin(member) is list for member in _members(hint)):
+        words["nargs"] = "+"
+    elif bool in _members(hint):
+        words |= {"nargs": "?", "const": "true"}
+    return words
+
+
 def _metavar(hint: Any) -> str:
-    kinds = {bool: "BOOL", int: "N", float: "X", str: "TEXT"}
+    kinds = {bool: "BOOL", int: "N", float: "X", str: "TEXT", dict: "JSON"}
     names = [kinds.get(member, "TEXT") for member in _members(hint) if member is not type(None)]
     return names[0]
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
+import torch
+
 from tinystories_hf.config.arguments import DataArguments
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.data.manifest import PreparedData
@@ -72,3 +75,9 @@ def training_rows(prepared: PreparedData, data: DataArguments, seed: int) -> Tra
     if prepared.stream is None:
         return PreparedRows(prepared)
     return StreamedRows(prepared.stream, data, prepared.tokenizer, seed)
+
+
+def collate_rows(rows: list[np.ndarray[Any, Any]]) -> dict[str, torch.Tensor]:
+    """Stack rows into `input_ids` of shape `(batch, context)`; `labels` are the same tensor."""
+    input_ids = torch.from_numpy(np.stack(rows).astype(np.int64))
+    return {"input_ids": input_ids, "labels": input_ids}

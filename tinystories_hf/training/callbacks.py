@@ -17,7 +17,7 @@ from transformers import (
     TrainerState,
 )
 from transformers import TrainingArguments as TrainerArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 from tinystories_hf.core.files import write_text
 from tinystories_hf.core.run_record import SAMPLES_FILE
@@ -36,8 +36,8 @@ class EvaluateAtEnd(TrainerCallback):
     def on_step_end(
         self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Request an evaluation after the last step."""
-        if state.global_step >= state.max_steps:
+        """Request an evaluation after the last step; by epochs, the Trainer does so itself."""
+        if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.EPOCH:
             control.should_evaluate = True
 
 
@@ -71,6 +71,12 @@ class StorySamples(TrainerCallback):
         **_: Any,
     ) -> None:
         """Generate the stories and append them to the file."""
+        self.write(model, args, state, str(state.global_step))
+
+    def write(
+        self, model: PreTrainedModel, args: TrainerArguments, state: TrainerState, step: str
+    ) -> None:
+        """Generate the stories and write them as the last section, under the heading `Step N`."""
         model = unsharded_model(model)
         if not state.is_world_process_zero:
             return
@@ -78,8 +84,9 @@ class StorySamples(TrainerCallback):
         quoted = [_quoted(story) for story in self.latest]
         path = Path(str(args.output_dir)) / SAMPLES_FILE
         # A killed session may already have written the samples of this step: replace them.
-        before = _sections_until(path, state.global_step - 1) or HEADING
-        write_text(path, before + "\n".join([f"\n## Step {state.global_step}\n", *quoted]))
+        last = state.global_step - (step == str(state.global_step))
+        before = _sections_until(path, last) or HEADING
+        write_text(path, before + "\n".join([f"\n## Step {step}\n", *quoted]))
 
 
 def _quoted(story: Story) -> str:
@@ -90,8 +97,13 @@ def _quoted(story: Story) -> str:
 def _sections_until(path: Path, step: int) -> str:
     if not path.exists():
         return ""
-    head, *sections = re.split(r"(?m)^(?=## Step \d+$)", path.read_text(encoding="utf-8"))
-    kept = [part for part in sections if int(part.split("\n", 1)[0].split()[-1]) <= step]
+    head, *sections = re.split(r"(?m)^(?=## Step \d+)", path.read_text(encoding="utf-8"))
+    titles = [part.split("\n", 1)[0].removeprefix("## Step ") for part in sections]
+    kept = [
+        part
+        for part, title in zip(sections, titles, strict=True)
+        if title.isdigit() and int(title) <= step
+    ]
     return "".join([head, *kept]).rstrip("\n") + "\n"
 
 

@@ -232,8 +232,12 @@ def _is_valid(path: Path, *, every_byte: bool = True) -> bool:
     return True
 
 
-def delete_old_checkpoints(run_dir: Path, step: int, limit: int | None) -> None:
+def delete_old_checkpoints(
+    run_dir: Path, step: int, limit: int | None, best_step: int | None = None
+) -> None:
     """Delete all but the newest `limit` valid checkpoints up to `step`, the one just written.
+
+    The checkpoint of `best_step` counts but is never deleted, so that two remain with limit 1.
 
     Invalid checkpoints are not counted and not deleted, so that the user can inspect them. Only
     names and sizes are checked here: the newest checkpoint is known to be valid, and reading three
@@ -242,9 +246,12 @@ def delete_old_checkpoints(run_dir: Path, step: int, limit: int | None) -> None:
     """
     if limit is None:
         return
-    kept = 0
+    best = None if best_step in (None, step) else best_step
+    kept = 0 if best is None else 1
+    limit = max(limit, kept + 1)
     for path in checkpoint_folders(run_dir):
-        if _step_in_name(path) > step or not _is_valid(path, every_byte=False):
+        number = _step_in_name(path)
+        if number > step or number == best or not _is_valid(path, every_byte=False):
             continue
         kept += 1
         if kept > limit:

@@ -46,6 +46,7 @@ def finish_run(
     """
     run_dir = Path(arguments.training.output_dir)
     with reporting_full_disk(run_dir, "finishing the run"):
+        trainer.complete_best_samples()
         save_model(trainer, run_dir)
         evaluated = evaluate_run(arguments, trainer, prepared, record)
         results = training_results(trainer)
@@ -55,7 +56,9 @@ def finish_run(
             plot_loss(trainer.state.log_history, run_dir / LOSS_PLOT, run_dir.name)
             write_card(run_dir)
             record.end(run_dir, "finished")
-            print_summary(arguments, trainer.samples.latest, evaluated["loss"]["packed"])
+            print_summary(
+                arguments, trainer.samples.latest, evaluated["loss"]["packed"], trainer.best_step()
+            )
     return _metrics(results, evaluated)
 
 
@@ -130,23 +133,30 @@ def measure_pretrained(
 def training_results(trainer: StoryTrainer) -> dict[str, float]:
     """Return steps, epochs, tokens and seconds of the run, summed over its sessions.
 
+    `best_step` is there with `load_best_model_at_end`: the step whose weights are the result.
     `training_seconds` includes evaluations. For a killed session, only the time up to its last
     checkpoint is counted.
     """
     steps = trainer.state.global_step
     rows: TrainingRows = trainer.train_dataset
+    best = trainer.best_step()
     return {
         "steps": steps,
+        **({} if best is None else {"best_step": best}),
         **({"epochs": trainer.state.epoch} if rows.has_epochs else {}),
         "tokens_seen": steps * trainer.tokens_per_step,
         "training_seconds": trainer.trained_seconds,
     }
 
 
-def print_summary(arguments: Arguments, samples: list[Story], loss: dict[str, Any]) -> None:
+def print_summary(
+    arguments: Arguments, samples: list[Story], loss: dict[str, Any], best_step: int | None
+) -> None:
     """Print the last samples, the final loss, and a command that generates more stories."""
     for story in samples:
         print(f"\n{story}")
+    if best_step is not None:
+        print(f"\nbest        step {best_step:,}, whose weights are the result")
     print(
         f"\nvalidation  {loss['loss']:.4f} nats per token, {loss['bits_per_byte']:.4f} bits per"
         f" byte, all {loss['tokens']:,} tokens"

@@ -6,14 +6,18 @@ what is logged, how often it is evaluated, how many checkpoints are kept) may ch
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from transformers import TrainingArguments as TrainerArguments
 
 from tinystories_hf.config.arguments import RunArguments
 from tinystories_hf.config.command_line import Arguments
 from tinystories_hf.config.pretrained import DROPOUTS, GPT_NEO
+from tinystories_hf.config.trainer_fields import WATCHING
 from tinystories_hf.core import environment, run_record
 from tinystories_hf.core.errors import UserError, reporting_unreadable
 from tinystories_hf.core.run_record import PretrainedRecord
@@ -21,6 +25,7 @@ from tinystories_hf.data.splits import END_OF_TEXT
 from tinystories_hf.training import checkpoints
 from tinystories_hf.training.batch import BatchPlan
 from tinystories_hf.training.checkpoints import Checkpoint, StartPoint
+from tinystories_hf.training.trainer_arguments import needs_metric
 
 if TYPE_CHECKING:
     from tinystories_hf.data.manifest import Manifest
@@ -44,9 +49,8 @@ def weight_settings(
     manifest: Manifest,
     rows: Mapping[str, Any],
     *,
-    mixed_precision: str,
+    trainer_arguments: TrainerArguments,
     compiled: bool,
-    warmup_steps: int,
     max_steps: int,
     pretrained: PretrainedRecord | None = None,
 ) -> dict[str, Any]:
@@ -72,9 +76,9 @@ def weight_settings(
     return {
         **{name: value for name, value in asdict(model).items() if name not in NOT_COMPARED},
         **{name: getattr(training, name) for name in TRAINING_FIELDS},
-        "warmup_steps": warmup_steps,
+        "warmup_steps": trainer_arguments.get_warmup_steps(max_steps),
         "max_steps": max_steps if needs_length else None,
-        "mixed_precision": mixed_precision,
+        "mixed_precision": trainer_arguments.mixed_precision,
         "torch_compile": compiled,
         "context_length": manifest.context_length,
         "tokenizer": tokenizer,
@@ -82,9 +86,30 @@ def weight_settings(
         "training_text": manifest.train.source,
         **rows,
         **weights,
+        **_passed_settings(trainer_arguments, training),
         "processes": plan.num_processes if has_dropout else None,
         "per_device_train_batch_size": plan.per_device_train_batch_size if has_dropout else None,
     }
+
+
+def _passed_settings(trainer_arguments: TrainerArguments, training: RunArguments) -> dict[str, Any]:
+    """Return the fields passed through to the Trainer that determine the weights.
+
+    Fields that have their default are left out, so that a run without them can be resumed after a
+    release of Transformers that adds a field.
+    """
+    defaults = {declared.name: declared.default for declared in fields(TrainerArguments)}
+    found = {
+        name: value
+        for name, value in training.training_arguments.items()
+        if name not in WATCHING and value not in (None, defaults[name])
+    }
+    if needs_metric(training):
+        names = ("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps")
+        evaluated = {name: getattr(trainer_arguments, name) for name in names}
+        evaluated["max_eval_rows"] = training.max_eval_rows
+        found["evaluations"] = json.loads(json.dumps(evaluated))
+    return {"training_arguments": found} if found else {}
 
 
 def setting_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -67,10 +68,17 @@ def check_run_directory_is_shared(run_dir: Path) -> None:
     )
 
 
-def is_finished(run_dir: Path, start: StartPoint, max_steps: int) -> bool:
-    """Return whether a run of `max_steps` steps is finished, including its results and card."""
-    if start.checkpoint is None or start.checkpoint.record.step < max_steps:
-        return False
+def is_finished(run_dir: Path, start: StartPoint, max_steps: int, save_strategy: str) -> bool:
+    """Return whether a run of `max_steps` steps is finished, including its results and card.
+
+    With a `save_strategy` other than steps the last step may have no checkpoint, and the results
+    tell how many steps were trained.
+    """
     if not (run_dir / run_record.RUN_RECORD).exists():
         return False
-    return run_record.read_record(run_dir).sessions[-1].status == "finished"
+    if run_record.read_record(run_dir).sessions[-1].status != "finished":
+        return False
+    if save_strategy == "steps":
+        return start.checkpoint is not None and start.checkpoint.record.step >= max_steps
+    results = json.loads((run_dir / run_record.TRAIN_RESULTS).read_text(encoding="utf-8"))
+    return int(results["steps"]) >= max_steps

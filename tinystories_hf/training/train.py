@@ -29,7 +29,7 @@ from tinystories_hf.core.progress import without_progress_bars
 from tinystories_hf.data.manifest import PreparedData
 from tinystories_hf.data.packing import PackedRows
 from tinystories_hf.data.prepare import prepare
-from tinystories_hf.data.training_rows import TrainingRows, training_rows
+from tinystories_hf.data.training_rows import TrainingRows, collate_rows, training_rows
 from tinystories_hf.evaluation.subject import check_causal, describe_pretrained
 from tinystories_hf.generation.generate import encode_prompts
 from tinystories_hf.hub import publish
@@ -55,8 +55,8 @@ from tinystories_hf.training.run_directory import (
 from tinystories_hf.training.session import describe_run
 from tinystories_hf.training.signals import StopRequest
 from tinystories_hf.training.trackers import start_trackers
-from tinystories_hf.training.trainer import StoryTrainer, collate_rows
-from tinystories_hf.training.trainer_arguments import build_trainer_arguments
+from tinystories_hf.training.trainer import StoryTrainer
+from tinystories_hf.training.trainer_arguments import build_trainer_arguments, check_optimizer
 
 
 @without_progress_bars()
@@ -92,6 +92,7 @@ def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, fl
             prepared = prepare(arguments.data, expected_vocabulary(arguments.model), quiet=quiet)
         rows = training_rows(prepared, arguments.data, trainer_arguments.data_seed)
         rows.check_one_step(plan.global_batch_size)
+        check_epochs(rows, trainer_arguments)
         set_seed(arguments.training.seed)
         arguments, model, pretrained = build_or_load_model(arguments, prepared)
         if compiles(model, arguments.training):
@@ -101,7 +102,7 @@ def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, fl
         )
         if start.checkpoint is not None:
             check_same_run(start.checkpoint, trainer.weight_settings)
-        if is_finished(run_dir, start, trainer.steps):
+        if is_finished(run_dir, start, trainer.steps, trainer_arguments.save_strategy):
             from tinystories_hf.training.finish import finished_metrics
 
             metrics = finished_metrics(run_dir)
@@ -129,7 +130,10 @@ def train_and_finish(
     """Train the remaining steps and finish the run directory; record how the session ended."""
     run_dir, is_main = Path(arguments.training.output_dir), trainer.is_world_process_zero()
     if is_main:
-        kept = checkpoints_kept(trainer.args, trainer.steps)
+        training = arguments.training
+        kept = checkpoints_kept(
+            trainer.args, trainer.steps, training.num_train_epochs, training.save_total_limit
+        )
         checkpoints.check_disk_for_checkpoints(run_dir, count_parameters(trainer.model).total, kept)
     if target and arguments.hub.hub_strategy == "checkpoint-revisions":
         trainer.add_callback(PublishCheckpoints(target, trainer.clock_stopped))
@@ -250,6 +254,13 @@ def compiles(model: PreTrainedModel, training: RunArguments) -> bool:
     return False
 
 
+def check_epochs(rows: TrainingRows, trainer_arguments: TrainerArguments) -> None:
+    """Raise a `UserError` if something is to happen after each epoch of rows without epochs."""
+    for name in ("logging_strategy", "eval_strategy", "save_strategy"):
+        if getattr(trainer_arguments, name) == "epoch" and not rows.has_epochs:
+            raise UserError(f"{name}: a stream has no epochs; use steps")
+
+
 def count_steps(training: RunArguments, plan: BatchPlan, prepared: PreparedData) -> int:
     """Return the number of optimizer steps of the complete run."""
     if training.max_steps > 0:
@@ -258,11 +269,18 @@ def count_steps(training: RunArguments, plan: BatchPlan, prepared: PreparedData)
     return math.ceil(training.num_train_epochs * steps_per_epoch)
 
 
-def checkpoints_kept(trainer_arguments: TrainerArguments, steps: int) -> int:
-    """Return the number of checkpoints in the run directory at the end of the run."""
+def checkpoints_kept(
+    trainer_arguments: TrainerArguments, steps: int, epochs: float, limit: int | None
+) -> int:
+    """Return the number of checkpoints in the run directory at the end of the run, at most."""
     every = trainer_arguments.save_steps
-    saved: int = math.ceil(steps / (every if every >= 1 else math.ceil(steps * every)))
-    limit: int | None = trainer_arguments.save_total_limit
+    strategy = trainer_arguments.save_strategy
+    if strategy == "no":
+        return 0
+    if strategy == "epoch":
+        saved = math.ceil(epochs)
+    else:
+        saved = math.ceil(steps / (every if every >= 1 else math.ceil(steps * every)))
     return saved if limit is None else min(saved, limit)
 
 
@@ -283,20 +301,21 @@ def build_trainer(
         validation = validation.select(range(min(training.max_eval_rows, len(validation))))
     encode_prompts(prepared.tokenizer, training.sample_prompts, context_length(model))
     steps = count_steps(training, plan, prepared)
+    check_optimizer(trainer_arguments, model, steps)
     determining = weight_settings(
         arguments,
         plan,
         prepared.manifest,
         rows.weight_settings,
-        mixed_precision=trainer_arguments.mixed_precision,
+        trainer_arguments=trainer_arguments,
         compiled=compiles(model, training),
-        warmup_steps=trainer_arguments.get_warmup_steps(steps),
         max_steps=steps,
         pretrained=pretrained,
     )
     return StoryTrainer(
         plan=plan,
         steps=steps,
+        save_total_limit=training.save_total_limit,
         context_length=arguments.data.context_length,
         weight_settings=determining,
         stop=stop or StopRequest(),

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import RandomSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as TrainerArguments
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from tinystories_hf.core.device import reduce_in_fp32
 from tinystories_hf.core.environment import library_versions
-from tinystories_hf.core.files import write_json
 from tinystories_hf.model.modeling import GPTNeoForCausalLM
 from tinystories_hf.training import checkpoints
 from tinystories_hf.training.batch import BatchPlan
@@ -28,41 +24,11 @@ from tinystories_hf.training.callbacks import ConsoleLog, EvaluateAtEnd, StorySa
 from tinystories_hf.training.checkpoints import Checkpoint
 from tinystories_hf.training.failures import StepLoss, check_losses, check_weights
 from tinystories_hf.training.signals import StopRequest
-
-PROGRESS_FILE = "progress.json"
-
-# All private members of Transformers that `StoryTrainer` overrides or uses. They may change in any
-# release; tests/training/test_trainer.py reports those that are gone or have changed.
-OVERRIDDEN_PRIVATE_METHODS = {
-    "_get_train_sampler": "leave out the rows that do not fill a step",
-    "_evaluate": "skip or interrupt an evaluation when a stop is requested",
-    "_save_checkpoint": "save checkpoints atomically",
-    "_get_output_dir": "save checkpoints to a temporary folder first",
-    "_issue_warnings_after_load": "do not warn about the tied head",
-}
-USED_PRIVATE_MEMBERS = {
-    "_load_from_checkpoint": "load the weights of a run that only has to be finished",
-    "_tr_loss": "the running loss since the last log, saved and restored",
-    "_globalstep_last_logged": "the step of the last log, saved and restored",
-    "_tied_weights_keys": "the name of the tied head (of PreTrainedModel)",
-}
-
-
-@dataclass(frozen=True)
-class TrainingProgress:
-    """The state that the Trainer's own checkpoint does not contain.
-
-    Attributes:
-        accumulated_loss: The sum of the losses since the last log, one for each process.
-        last_logged_step: The step of the last log.
-        training_seconds: The training time so far, over all sessions.
-        evaluation_due: Whether the run was stopped before the evaluation of this step.
-    """
-
-    accumulated_loss: list[float]
-    last_logged_step: int
-    training_seconds: float
-    evaluation_due: bool
+from tinystories_hf.training.training_progress import (
+    TrainingProgress,
+    read_progress,
+    write_progress,
+)
 
 
 class EvaluationInterrupted(BaseException):
@@ -77,6 +43,7 @@ class StoryTrainer(Trainer):
         *args: Any,
         plan: BatchPlan,
         steps: int,
+        save_total_limit: int | None,
         context_length: int,
         weight_settings: dict[str, Any],
         stop: StopRequest,
@@ -85,6 +52,8 @@ class StoryTrainer(Trainer):
     ) -> None:
         self.plan = plan
         self.steps = steps
+        # Not a setting of the Trainer, which would delete the last checkpoint to keep the best.
+        self.save_total_limit = save_total_limit
         self.tokens_per_step = plan.global_batch_size * context_length
         self.stop = stop
         self.samples = samples
@@ -178,7 +147,12 @@ class StoryTrainer(Trainer):
         return metrics
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate, or postpone it to the next session if a stop is requested."""
+        """Evaluate, or postpone it to the next session if a stop is requested.
+
+        The evaluation before the first step (`eval_on_start`) is not repeated by a resumed run.
+        """
+        if kwargs.get("skip_scheduler") and self.state.global_step > 0:
+            return {}
         if not self.stop_agreed():
             try:
                 metrics: dict[str, float] = super()._evaluate(*args, **kwargs)
@@ -190,6 +164,44 @@ class StoryTrainer(Trainer):
         self.control.should_evaluate = False
         self.control.should_save = self.control.should_training_stop = True
         return {}
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Return whether this is the best evaluation, or whether it was postponed by a stop.
+
+        Then the Trainer saves a checkpoint also with `save_strategy` best.
+        """
+        if not metrics:
+            return self.stopping
+        found: bool = super()._determine_best_metric(metrics, trial)
+        return found
+
+    def _name_best_checkpoint(self) -> None:
+        """Let `best_model_checkpoint` be where the best checkpoint is, which is saved elsewhere."""
+        step = self.state.best_global_step
+        if step:
+            folder = checkpoints.checkpoint_folder(Path(str(self.args.output_dir)), step)
+            saved = folder.is_dir() or step == self.state.global_step
+            self.state.best_model_checkpoint = str(folder) if saved else None
+
+    def load_best_model(self) -> None:
+        """Load the weights of the best checkpoint if `load_best_model_at_end` is set."""
+        self._name_best_checkpoint()
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+
+    def best_step(self) -> int | None:
+        """Return the step whose weights are the result, None if that is simply the last step."""
+        loaded = self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
+        return self.state.best_global_step if loaded else None
+
+    def complete_best_samples(self) -> None:
+        """Generate the samples of the best step once more as the last section: a collective call.
+
+        The model card shows the last samples, which must be those of the published model.
+        """
+        best = self.best_step()
+        if best not in (None, self.state.global_step):
+            self.samples.write(self.model, self.args, self.state, f"{best}, the best")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the tokens seen and the tokens per second since the last log to the training log."""
@@ -232,14 +244,19 @@ class StoryTrainer(Trainer):
             self.accelerator.wait_for_everyone()  # until all have written their random states
             if is_main:
                 folder = checkpoints.checkpoint_folder(temporary, step)
+                self._name_best_checkpoint()
+                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
                 # A pickle of the Trainer's arguments, which is not needed and is unsafe to load.
                 (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-                write_json(folder / PROGRESS_FILE, asdict(progress))
+                write_progress(folder, progress)
                 checkpoints.write_checkpoint_record(
                     folder, step, self.weight_settings, library_versions()
                 )
                 checkpoints.publish_checkpoint_folder(folder, run_dir, step)
-                checkpoints.delete_old_checkpoints(run_dir, step, self.args.save_total_limit)
+                checkpoints.delete_old_checkpoints(
+                    run_dir, step, self.save_total_limit, self.state.best_global_step
+                )
+        self._name_best_checkpoint()
         self.accelerator.wait_for_everyone()
         self.last_checkpoint = checkpoints.checkpoint_folder(run_dir, step)
 
@@ -255,8 +272,7 @@ class StoryTrainer(Trainer):
     def read_progress(self, checkpoint: Checkpoint) -> None:
         """Read the progress of a checkpoint; it is restored when the training begins."""
         self.last_checkpoint = checkpoint.path
-        content = json.loads((checkpoint.path / PROGRESS_FILE).read_text(encoding="utf-8"))
-        self.earlier = TrainingProgress(**content)
+        self.earlier = read_progress(checkpoint.path)
         self.trained_seconds = self.earlier.training_seconds
 
     def restore_progress(self) -> None:
@@ -270,8 +286,10 @@ class StoryTrainer(Trainer):
         own = sums[self.args.process_index] if same else sum(sums) / len(sums)
         self._tr_loss = torch.tensor(own, device=self.args.device)
         self._globalstep_last_logged = self.earlier.last_logged_step
+        self._name_best_checkpoint()
         if self.earlier.evaluation_due:
-            self.evaluate()
+            self._determine_best_metric(super()._evaluate(None, None), None)
+            self._name_best_checkpoint()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Do not warn about the head, which is tied to the embedding and therefore not saved."""
@@ -287,6 +305,7 @@ class StoryTrainer(Trainer):
         self.state.is_world_process_zero = self.is_world_process_zero()
         self.state.is_local_process_zero = self.is_local_process_zero()
         self.restore_progress()
+        self.load_best_model()
 
 
 class StopCallback(TrainerCallback):
@@ -324,9 +343,3 @@ class StopCallback(TrainerCallback):
         """Interrupt the evaluation if a stop is requested."""
         if self.trainer.is_in_train and self.trainer.stop_agreed():
             raise EvaluationInterrupted
-
-
-def collate_rows(rows: list[np.ndarray[Any, Any]]) -> dict[str, torch.Tensor]:
-    """Stack rows into `input_ids` of shape `(batch, context)`; `labels` are the same tensor."""
-    input_ids = torch.from_numpy(np.stack(rows).astype(np.int64))
-    return {"input_ids": input_ids, "labels": input_ids}

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import torch
+from transformers import PreTrainedModel, Trainer, get_scheduler
 from transformers import TrainingArguments as TrainerArguments
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
 from tinystories_hf.config.arguments import RunArguments
 from tinystories_hf.core.device import (
@@ -22,52 +27,68 @@ from tinystories_hf.training.trackers import check_trackers
 def build_trainer_arguments(training: RunArguments, plan: BatchPlan) -> TrainerArguments:
     """Convert the training settings to the arguments of the Trainer.
 
+    Fields of `training.training_arguments` are passed through.
+
     Raises:
-        UserError: a tracker cannot be used, the launcher and `bf16` contradict each other, or one
-            process sees several GPUs.
+        UserError: a tracker cannot be used, the launcher and `bf16` contradict each other, one
+            process sees several GPUs, or Transformers refuses the settings.
     """
     check_trackers(training.report_to)
     precision = choose_precision(training)
-    built = TrainerArguments(
-        output_dir=training.output_dir,
-        per_device_train_batch_size=plan.per_device_train_batch_size,
-        per_device_eval_batch_size=training.per_device_eval_batch_size,
-        gradient_accumulation_steps=plan.gradient_accumulation_steps,
-        learning_rate=training.learning_rate,
-        num_train_epochs=training.num_train_epochs,
-        max_steps=training.max_steps,
-        lr_scheduler_type=training.lr_scheduler_type,
-        warmup_steps=training.warmup_steps,
-        weight_decay=training.weight_decay,
-        adam_beta1=training.adam_beta1,
-        adam_beta2=training.adam_beta2,
-        adam_epsilon=training.adam_epsilon,
-        max_grad_norm=training.max_grad_norm,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        tf32=has_tf32() or None,
-        seed=training.seed,
-        data_seed=training.seed if training.data_seed is None else training.data_seed,
-        logging_steps=training.logging_steps,
+    settings: dict[str, Any] = {
+        "output_dir": training.output_dir,
+        "per_device_train_batch_size": plan.per_device_train_batch_size,
+        "per_device_eval_batch_size": training.per_device_eval_batch_size,
+        "gradient_accumulation_steps": plan.gradient_accumulation_steps,
+        "learning_rate": training.learning_rate,
+        "num_train_epochs": training.num_train_epochs,
+        "max_steps": training.max_steps,
+        "lr_scheduler_type": training.lr_scheduler_type,
+        "warmup_steps": training.warmup_steps,
+        "weight_decay": training.weight_decay,
+        "adam_beta1": training.adam_beta1,
+        "adam_beta2": training.adam_beta2,
+        "adam_epsilon": training.adam_epsilon,
+        "max_grad_norm": training.max_grad_norm,
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        "tf32": has_tf32() or None,
+        "seed": training.seed,
+        "data_seed": training.seed if training.data_seed is None else training.data_seed,
+        "logging_steps": training.logging_steps,
         # The default replaces a NaN loss with the mean of the earlier ones and so hides it.
-        logging_nan_inf_filter=False,
-        eval_strategy="steps",
-        eval_steps=training.eval_steps,
-        prediction_loss_only=True,
-        save_strategy="steps",
-        save_steps=training.save_steps,
-        save_total_limit=training.save_total_limit,
-        dataloader_num_workers=training.dataloader_num_workers,
-        dataloader_pin_memory=device_type() == "cuda",
-        report_to=list(training.report_to) or "none",
-        run_name=training.run_name or Path(training.output_dir).name,
-        disable_tqdm=True,
-        ddp_find_unused_parameters=False,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "steps",
+        "eval_steps": training.eval_steps,
+        "prediction_loss_only": True,
+        "save_strategy": "steps",
+        "save_steps": training.save_steps,
+        "dataloader_num_workers": training.dataloader_num_workers,
+        "dataloader_pin_memory": device_type() == "cuda",
+        "report_to": list(training.report_to) or "none",
+        "run_name": training.run_name or Path(training.output_dir).name,
+        "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,
         # Written into the saved config; training steps and evaluations do not use the cache.
-        use_cache=True,
+        "use_cache": True,
         # Without it, processes launched on the CPU form no group and each trains on its own.
-        use_cpu=device_type() == "cpu",
-    )
+        "use_cpu": device_type() == "cpu",
+    }
+    further = training.training_arguments
+    if needs_metric(training):
+        settings["metric_for_best_model"] = "loss"
+    try:
+        built = TrainerArguments(**{**settings, **further})
+    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+        if not further:
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(f"transformers.TrainingArguments refuses the settings: {reason}") from error
+    if built.metric_for_best_model not in (None, "loss", "eval_loss"):
+        raise UserError(
+            f"metric_for_best_model: {built.metric_for_best_model} is not computed during training;"
+            " use loss"
+        )
     if built.world_size != plan.num_processes:
         raise UserError(
             f"the launcher started {plan.num_processes} processes but they form a group of"
@@ -99,3 +120,55 @@ def choose_precision(training: RunArguments) -> Precision:
             " change one of them, or set bf16 to auto"
         )
     return requested
+
+
+# Schedules that change the learning rate by the loss of the evaluations.
+BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
+
+
+def needs_metric(training: RunArguments) -> bool:
+    """Return whether the weights of the result depend on the evaluations during training."""
+    further = training.training_arguments
+    return (
+        training.lr_scheduler_type in BY_EVALUATION
+        or further.get("load_best_model_at_end") is True
+        or further.get("save_strategy") == "best"
+    )
+
+
+def check_optimizer(
+    trainer_arguments: TrainerArguments, model: PreTrainedModel, steps: int
+) -> None:
+    """Check that the optimizer and the schedule can be built, before any work is done.
+
+    Raises:
+        UserError: they cannot, such as for a missing library or a wrong argument.
+    """
+    name = OptimizerNames(trainer_arguments.optim).value
+    given = {
+        pair.partition("=")[0].strip() for pair in (trainer_arguments.optim_args or "").split(",")
+    }
+    try:
+        optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(trainer_arguments, model)
+        # Other optimizers come with parameter groups of their own, which hold their arguments.
+        if settings.keys().isdisjoint({"params", "model", "optimizer_dict"}):
+            optimizer([torch.nn.Parameter(torch.zeros(1))], **settings)
+            if unused := given - settings.keys() - {""}:
+                raise UserError(f"optim_args: {name} does not take {', '.join(sorted(unused))}")
+    except (ImportError, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"optim: {name} cannot be used: {reason}") from error
+    try:
+        get_scheduler(
+            trainer_arguments.lr_scheduler_type,
+            torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0),
+            trainer_arguments.get_warmup_steps(steps),
+            steps,
+            trainer_arguments.lr_scheduler_kwargs,
+        )
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"lr_scheduler_type: {SchedulerType(trainer_arguments.lr_scheduler_type).value} cannot"
+            f" be used with lr_scheduler_kwargs {trainer_arguments.lr_scheduler_kwargs}: {reason}"
+        ) from error

@@ -1,0 +1,210 @@
+"""What the fields do that are passed through to the Trainer of Transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.support.forked import train_forked
+from tests.training.test_resume import AskToStop, log_of, train_here
+from tinystories_hf.config.command_line import Arguments
+from tinystories_hf.core.errors import Stopped, UserError
+from tinystories_hf.training.signals import StopRequest
+
+Parse = Callable[..., Arguments]
+DROPOUT = ("--attention_dropout", "0.1", "--resid_dropout", "0.1")
+BASE = ("--max_steps", "20", "--eval_steps", "5", "--save_steps", "5", "--logging_steps", "3")
+KINDS = {
+    "adafactor, warmup_stable_decay": (
+        *("--optim", "adafactor", "--lr_scheduler_type", "warmup_stable_decay"),
+        *("--lr_scheduler_kwargs", '{"num_decay_steps": 6}', "--warmup_steps", "4"),
+    ),
+    "sgd, cosine_with_min_lr, checkpointing": (
+        *("--optim", "sgd", "--gradient_checkpointing"),
+        *("--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-4}'),
+    ),
+    "rmsprop, reduce_lr_on_plateau": (
+        *("--optim", "rmsprop", "--lr_scheduler_type", "reduce_lr_on_plateau"),
+        *("--lr_scheduler_kwargs", '{"patience": 0, "factor": 0.5, "threshold": 0.3}'),
+    ),
+    "the best of all": (
+        *("--load_best_model_at_end", "--learning_rate", "0.3"),
+        *("--lr_scheduler_type", "constant"),
+    ),
+    "saved if best": (
+        *("--save_strategy", "best", "--load_best_model_at_end", "--eval_on_start"),
+        *("--learning_rate", "0.05", "--logging_first_step"),
+    ),
+    "noise": ("--neftune_noise_alpha", "5"),
+}
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = load_file(folder / "model.safetensors")
+    return found
+
+
+def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return first.keys() == second.keys() and all(first[key].equal(second[key]) for key in first)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("event", "step"), [("on_step_end", 7), ("on_prediction_step", 10)])
+def test_a_run_that_is_stopped_resumes_bit_identically(
+    tiny_arguments: Parse, tmp_path: Path, kind: str, event: str, step: int
+) -> None:
+    flags = (*BASE, *DROPOUT, *KINDS[kind])
+    whole = train_here(tiny_arguments(*flags, "--output_dir", str(tmp_path / "whole")))
+    resumed = tiny_arguments(*flags, "--resume_from_checkpoint", "auto")
+    stop = StopRequest()
+    with pytest.raises(Stopped):
+        train_here(resumed, stop, AskToStop(stop, event, step))
+    again = train_here(resumed)
+    assert log_of(again) == log_of(whole)
+    states = [dict(trainer.model.state_dict()) for trainer in (whole, again)]
+    assert same(*states)
+    assert again.state.best_global_step == whole.state.best_global_step
+    plain = train_here(tiny_arguments(*BASE, *DROPOUT, "--output_dir", str(tmp_path / "plain")))
+    assert log_of(plain) != log_of(whole), "the field has no effect"
+
+
+def test_the_best_model_is_what_the_run_directory_holds(tmp_path: Path) -> None:
+    """With a high rate the best step is an early one; its checkpoint outlives the limit."""
+    flags = ("--load_best_model_at_end", "--learning_rate", "0.3", "--max_steps", "40",
+             "--lr_scheduler_type", "constant", "--eval_steps", "5", "--save_steps", "5",
+             "--save_total_limit", "1")  # fmt: skip
+    said = train_forked(tmp_path, *flags).stdout
+    run = tmp_path / "run"
+    results = json.loads((run / "train_results.json").read_text())
+    best = results["best_step"]
+    assert 5 <= best < 40
+    assert f"best        step {best}" in said
+    assert {path.name for path in run.glob("checkpoint-*")} == {f"checkpoint-{best}",
+                                                                "checkpoint-40"}  # fmt: skip
+    assert same(weights(run), weights(run / f"checkpoint-{best}"))
+    assert not same(weights(run), weights(run / "checkpoint-40"))
+    state = json.loads((run / "checkpoint-40" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == f"run/checkpoint-{best}"
+    samples = (run / "samples.md").read_text()
+    assert f"## Step {best}, the best\n" in samples
+    card = (run / "README.md").read_text()
+    assert f"| weights | of step {best}," in card
+    assert "after the best step" in card
+    assert "load_best_model_at_end | True" in card
+
+    # Killed after its last step, it is finished with the best weights too.
+    expected = weights(run)
+    (run / "model.safetensors").unlink()
+    record = json.loads((run / "run.json").read_text())
+    record["sessions"][-1]["status"] = "running"
+    (run / "run.json").write_text(json.dumps(record))
+    train_forked(tmp_path, *flags, "--resume_from_checkpoint", "auto")
+    assert same(weights(run), expected)
+    assert json.loads((run / "train_results.json").read_text())["best_step"] == best
+    assert (run / "samples.md").read_text() == samples
+
+
+def test_after_a_move_the_best_checkpoint_is_found(tiny_arguments: Parse, tmp_path: Path) -> None:
+    flags = (*BASE, *KINDS["the best of all"])
+    whole = train_here(tiny_arguments(*flags, "--output_dir", str(tmp_path / "whole")))
+    stop = StopRequest()
+    with pytest.raises(Stopped):
+        train_here(tiny_arguments(*flags), stop, AskToStop(stop, "on_step_end", 17))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = ("--output_dir", str(tmp_path / "moved"), "--resume_from_checkpoint", "auto")
+    again = train_here(tiny_arguments(*flags, *moved))
+    assert again.best_step() == whole.best_step()
+    assert same(dict(again.model.state_dict()), dict(whole.model.state_dict()))
+
+
+def test_gradient_checkpointing_gives_the_same_losses(
+    tiny_arguments: Parse, tmp_path: Path
+) -> None:
+    plain = train_here(tiny_arguments(*DROPOUT, "--output_dir", str(tmp_path / "plain")))
+    saving = train_here(tiny_arguments(*DROPOUT, "--gradient_checkpointing"))
+    assert saving.model.is_gradient_checkpointing
+    losses = [[e["loss"] for e in log_of(t) if "loss" in e] for t in (plain, saving)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_no_checkpoints_and_one_evaluation_are_possible(tmp_path: Path) -> None:
+    train_forked(tmp_path, "--save_strategy", "no", "--eval_strategy", "no", "--max_steps", "4")
+    run = tmp_path / "run"
+    assert not list(run.glob("checkpoint-*"))
+    again = ("--save_strategy", "no", "--eval_strategy", "no", "--max_steps", "4")
+    said = train_forked(tmp_path, *again, "--resume_from_checkpoint", "auto").stdout
+    assert "already finished" in said
+    assert (run / "samples.md").read_text().count("## Step") == 1
+    record = json.loads((run / "run.json").read_text())
+    assert record["configuration"]["training"]["training_arguments"] == {
+        "save_strategy": "no",
+        "eval_strategy": "no",
+    }
+
+
+def test_once_per_epoch(tmp_path: Path) -> None:
+    epoch = ("--save_strategy", "epoch", "--eval_strategy", "epoch", "--logging_strategy", "epoch")
+    said = train_forked(tmp_path, *epoch, "--max_steps", "-1", "--num_train_epochs", "2",
+                        "--toy_stories", "150", "--save_total_limit", "null").stdout  # fmt: skip
+    assert said.count("validation loss") == 2
+    assert len(list((tmp_path / "run").glob("checkpoint-*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--optim", "lion_8bit"], "optim: lion_8bit cannot be used: .*bitsandbytes"),
+        (["--optim", "sgd", "--optim_args", "speed=3"], "optim_args: sgd does not take speed"),
+        (["--lr_scheduler_type", "warmup_stable_decay"], "cannot be used with .*num_decay_steps"),
+        (["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"a": 1}'], "keyword.*'a'"),
+        (["--load_best_model_at_end", "--save_steps", "7", "--eval_steps", "5"], "multiple of"),
+        (["--save_strategy", "best", "--metric_for_best_model", "bleu"], "bleu is not computed"),
+        (["--streaming", "--tokenizer", "TOKENIZER", "--eval_strategy", "epoch"], "has no epochs"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_the_run(
+    tiny_arguments: Parse, tmp_path: Path, trained_run: Path, flags: list[str], message: str
+) -> None:
+    from tinystories_hf.training.train import train
+
+    flags = [str(trained_run) if flag == "TOKENIZER" else flag for flag in flags]
+    with pytest.raises(UserError, match=message):
+        train(tiny_arguments(*flags))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ((), ("--optim", "sgd"), "training_arguments.optim was 'not set', is 'sgd'"),
+        (("--optim", "sgd"), (), "training_arguments.optim was 'sgd', is 'not set'"),
+        (
+            ("--load_best_model_at_end",),
+            ("--load_best_model_at_end", "--max_eval_rows", "4"),
+            "training_arguments.evaluations.max_eval_rows was 8, is 4",
+        ),
+    ],
+)
+def test_a_field_that_determines_the_weights_is_compared_on_resume(
+    tiny_arguments: Parse, first: tuple[str, ...], second: tuple[str, ...], message: str
+) -> None:
+    from tinystories_hf.training.train import train
+
+    train_here(tiny_arguments(*first, "--max_steps", "10"))
+    with pytest.raises(UserError, match=message):
+        train(tiny_arguments(*second, "--max_steps", "10", "--resume_from_checkpoint", "auto"))
+
+
+def test_a_field_that_only_watches_or_has_its_default_may_change(tiny_arguments: Parse) -> None:
+    train_here(tiny_arguments("--max_steps", "10"))
+    train_here(
+        tiny_arguments(
+            *("--max_steps", "10", "--resume_from_checkpoint", "auto", "--log_level", "error"),
+            *("--optim", "adamw_torch_fused", "--logging_first_step", "--eval_delay", "2"),
+        )
+    )
