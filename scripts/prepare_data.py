@@ -19,7 +19,7 @@ def main() -> None:
     from tinystories_hf.data.manifest import describe_rows_on_disk
     from tinystories_hf.data.prepare import prepare
 
-    print(describe_rows_on_disk(prepare(arguments.data, arguments.model.vocab_size)))
+    print(describe_rows_on_disk(prepare(arguments.data, arguments.model.tokenizer_size)))
 
 
 if __name__ == "__main__":

@@ -17,17 +17,16 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.support.forked import run_forked, script
-from tests.test_hygiene import SOURCES
 from tinystories_hf.benchmark.run import parse_benchmark_arguments
 from tinystories_hf.config.command_line import parse_arguments
-from tinystories_hf.core.console import script_command
+from tinystories_hf.core.console import command_line
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.evaluation.arguments import parse_evaluation_arguments
 from tinystories_hf.generation.arguments import parse_generation_arguments
 from tinystories_hf.hub.arguments import parse_push_arguments
 from tinystories_hf.web.arguments import parse_export_arguments, parse_page_arguments
 
-SCRIPTS = [path for path in SOURCES if "__main__" in path.read_text(encoding="utf-8")]
+SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 PRINTS = """
 import sys
 from tinystories_hf.core.script import report_user_errors
@@ -113,7 +112,7 @@ def test_a_printed_command_is_true_in_the_folder_where_it_is_printed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    python, script, *words = shlex.split(script_command("generate.py", "--prompt", "Tom's cat"))
+    python, script, *words = shlex.split(command_line("generate", "--prompt", "Tom's cat"))
     assert Path(shutil.which(python) or "").samefile(sys.executable)
     assert Path(script).samefile(ROOT / "scripts" / "generate.py")
     assert words == ["--prompt", "Tom's cat"]

@@ -10,7 +10,7 @@ import pytest
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.loopback_state import Fault
 from tests.support.publishing import REPO, on_disk, published
-from tinystories_hf.core.console import script_command
+from tinystories_hf.core.console import command_line
 from tinystories_hf.core.errors import RunError
 from tinystories_hf.hub import publish as publishing
 from tinystories_hf.hub.client import Patience
@@ -34,7 +34,7 @@ def publish_until_it_succeeds(mine: LoopbackHub, run_dir: Path, pushes: int = 4)
         if not said:
             assert there == on_disk(run_dir)
             return number
-        assert f"to publish it: {script_command('push_to_hub.py', '--model')}" in said
+        assert f"to publish it: {command_line('push', '--model')}" in said
         assert there in ({}, on_disk(run_dir))
     raise AssertionError(f"not published after {pushes} pushes")
 

@@ -22,7 +22,7 @@ from huggingface_hub import constants
 from tests.conftest import ROOT, environment
 from tests.support.page.browser import npm, require_libraries
 from tests.support.page.measure import table
-from tinystories_hf.core.console import script_command
+from tinystories_hf.core.console import command_line
 from tinystories_hf.core.errors import RunError, UserError
 from tinystories_hf.core.files import file_sha256
 from tinystories_hf.web import libraries, page
@@ -157,7 +157,7 @@ def test_a_model_that_is_not_exported_or_no_longer_is_names_the_command(
     exported_run: Path, tmp_path: Path, without_npm: None
 ) -> None:
     run = Path(shutil.copytree(exported_run, tmp_path / "run"))
-    command = f"run {script_command('export_onnx.py', '--model', str(run))}"
+    command = f"run {command_line('export', '--model', str(run))}"
     weights = (run / "model.safetensors").read_bytes()
     (run / "model.safetensors").write_bytes(weights + b" ")
     with pytest.raises(UserError, match=f"was exported from other weights; {command}"):

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from tinystories_hf.config.checks import in_unit_interval, not_negative, positive
 from tinystories_hf.config.parsing import option
 from tinystories_hf.config.trainer_fields import enum_values
 from tinystories_hf.core.errors import UserError
+from tinystories_hf.core.shipped import shipped
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-DEFAULT_CONFIG = CONFIGS / "xs.yaml"
+DEFAULT_CONFIG = shipped("configs") / "xs.yaml"
 
 # Upper limit for the automatic per_device_train_batch_size. On the CPU throughput hardly grows
 # beyond 8 sequences (docs/benchmarks.md, "How the cost grows"), and each further sequence takes

@@ -77,7 +77,10 @@ def parse_arguments(
 
     parser = StrictParser(description)
     parser.add_argument(
-        "--config", metavar="FILE", help=f"YAML configuration file [{_short(default_config)}]"
+        "--config",
+        metavar="FILE",
+        help="YAML configuration file, or the name of one of this package"
+        f" [{_short(default_config)}]",
     )
     for title, cls in GROUPS.items():
         parser.add_dataclass(f"{title} (defaults in brackets)", cls, from_files)

@@ -65,6 +65,11 @@ class ModelArguments:
         belongs_to="model_name_or_path",
     )
 
+    @property
+    def tokenizer_size(self) -> int | None:
+        """Return the number of entries of the tokenizer, None if a pretrained model decides."""
+        return self.vocab_size if self.model_name_or_path is None else None
+
     def __post_init__(self) -> None:
         if self.attn_implementation not in ("sdpa", "eager"):
             why = f"; {FLASH_REFUSED}" if "flash" in self.attn_implementation else ""

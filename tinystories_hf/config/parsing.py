@@ -22,6 +22,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 
 from tinystories_hf.config.flag_hints import suggest_flag
 from tinystories_hf.core.errors import UserError
+from tinystories_hf.core.shipped import as_installed, started_as
 
 _T = TypeVar("_T")
 
@@ -226,8 +227,9 @@ class StrictParser(argparse.ArgumentParser):
 
     def __init__(self, description: str, add_help: bool = True) -> None:
         super().__init__(
+            prog=" ".join(started_as()) if started_as()[0] == "tinystories" else None,
             usage="%(prog)s [--FLAG VALUE ...]",
-            description=description,
+            description=as_installed(description),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             argument_default=argparse.SUPPRESS,
             allow_abbrev=False,

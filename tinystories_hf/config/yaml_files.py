@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import yaml
 
 from tinystories_hf.config.parsing import Setting, brief
 from tinystories_hf.core.errors import UserError
+from tinystories_hf.core.shipped import shipped
 
 # The longest configuration of this package has 4 kB. PyYAML parses about 100 kB per second, and
 # nested content more slowly.
@@ -40,8 +42,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         if not path.is_file():
+            names = ", ".join(sorted(found.stem for found in shipped("configs").glob("*.yaml")))
             raise UserError(
-                f"configuration file {path} not found; see configs/ for the available ones"
+                f"configuration file {path} not found; give the path of a YAML file, or the name of"
+                f" a configuration of this package: {names}"
             )
         if path.stat().st_size > MAX_YAML_BYTES:
             raise UserError(f"{path} is too large for a configuration file; check the path")
@@ -67,14 +71,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def find_config(name: str, folder: Path = Path()) -> Path:
+    """Return the path of a configuration: a file in `folder`, or one that this package ships."""
+    if re.fullmatch(r"[\w-]{1,50}", name) and not (folder / name).exists():
+        ours = shipped("configs") / f"{name}.yaml"
+        if ours.is_file():
+            return ours
+    return folder / name
+
+
 def yaml_layers(path: Path, *, _below: tuple[Path, ...] = ()) -> list[dict[str, Setting]]:
     """Return the layers of a YAML file: first its `base:` file, if it has one, then its own.
 
-    A `base:` path is relative to the file that contains it.
+    `path` and each `base:` are the path of a file or the name of a configuration of this package;
+    the path of a `base:` is relative to the file that contains it.
 
     Raises:
         UserError: a file cannot be read (see `read_yaml`), or the `base:` entries form a cycle.
     """
+    path = find_config(str(path))
     content = read_yaml(path)
     if path.resolve() in _below:
         raise UserError(
@@ -85,6 +100,6 @@ def yaml_layers(path: Path, *, _below: tuple[Path, ...] = ()) -> list[dict[str, 
     if base is not None:
         if not isinstance(base, str):
             raise UserError(f"{path}: base: expected the path of a YAML file, got {brief(base)}")
-        layers = yaml_layers(path.parent / base, _below=(*_below, path.resolve()))
+        layers = yaml_layers(find_config(base, path.parent), _below=(*_below, path.resolve()))
     layers.append({key: Setting(value, f"{path}: {key}") for key, value in content.items()})
     return layers

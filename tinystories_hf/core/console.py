@@ -15,8 +15,8 @@ from typing import Any
 
 from tinystories_hf.core.errors import RunError
 from tinystories_hf.core.processes import is_main_process
+from tinystories_hf.core.shipped import SCRIPT_OF, is_checkout, shipped
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 # A closed pipe (EINVAL on Windows), and a closed terminal.
 NO_READER = {errno.EPIPE, errno.EIO, *([errno.EINVAL] if os.name == "nt" else [])}
 
@@ -80,16 +80,28 @@ def print_note_once(note: str) -> None:
         print(f"note: {note}", file=sys.stderr, flush=True)
 
 
-def script_command(name: str, *words: str) -> str:
-    """Return a command line that runs a script of this package from the current folder.
+def command_line(name: str, *words: str) -> str:
+    """Return a command line that runs a command of this package from the current folder.
 
-    Paths below the current folder are relative. Paths in `words` are used as they are.
+    It is a script in a checkout, else `tinystories`. Paths below the current folder are relative.
+    Paths in `words` are used as they are.
     """
-    python = shutil.which("python")
-    same = python is not None and Path(python).absolute() == Path(sys.executable).absolute()
-    command = ["python" if same else _from_here(Path(sys.executable)), _from_here(SCRIPTS / name)]
     join = subprocess.list2cmdline if os.name == "nt" else shlex.join
-    return join([*command, *words])
+    if not is_checkout():
+        return join([*_program("tinystories"), name, *words])
+    script = shipped("scripts") / SCRIPT_OF[name]
+    return join([*_program("python"), _from_here(script), *words])
+
+
+def _program(name: str) -> list[str]:
+    """Return `name` if the shell finds that of this environment, else its path."""
+    own = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    if found is not None and Path(found).absolute() == own.absolute():
+        return [name]
+    if name == "python":
+        return [_from_here(Path(sys.executable))]
+    return [_from_here(own)] if own.exists() else ["python", "-m", "tinystories_hf"]
 
 
 def _from_here(path: Path) -> str:

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tinystories_hf.core.shipped import started_as
+
 NO_PATHS = ("story_separator",)  # settings in which `/` and `~` do not mean a path
 LIBRARIES = (
     "tinystories_hf",
@@ -52,7 +54,7 @@ def describe_environment(device_type: str) -> dict[str, Any]:
     """Return what is recorded with every result: command, time, commit, versions and machine."""
     commit, dirty = git_state()
     return {
-        "command": _portable_command([Path(sys.executable).name, *sys.argv]),
+        "command": _portable_command([*started_as(), *sys.argv[1:]]),
         "started": now(),
         "git_commit": commit,
         "git_dirty": dirty,

@@ -19,6 +19,7 @@ from tinystories_hf.core.errors import (
     UserError,
 )
 from tinystories_hf.core.processes import is_main_process
+from tinystories_hf.core.shipped import as_installed
 from tinystories_hf.core.threads import let_waiting_threads_sleep
 
 
@@ -69,5 +70,5 @@ def _check_home() -> None:
 def _end(what: str, reason: BaseException | str, code: int) -> None:
     prefix = what if is_main_process() else f"{what} (process {os.environ['RANK']})"
     if str(reason):
-        print(f"{prefix}: {reason}", file=sys.stderr, flush=True)
+        print(f"{prefix}: {as_installed(str(reason))}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -19,7 +19,7 @@ from huggingface_hub import HfApi, constants
 
 from tinystories_hf.config.arguments import HubArguments
 from tinystories_hf.core import run_record
-from tinystories_hf.core.console import script_command
+from tinystories_hf.core.console import command_line
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.core.files import check_readable, reporting_full_disk
 from tinystories_hf.evaluation.report.card import CARD_FILE, render_card, write_card
@@ -196,7 +196,7 @@ def _retry_command(run_dir: Path, repository: RunRepository) -> str:
         words.append("--private")
     if repository.overwrite:
         words.append("--overwrite")
-    return script_command("push_to_hub.py", *words)
+    return command_line("push", *words)
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:

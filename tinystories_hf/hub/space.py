@@ -9,7 +9,7 @@ from typing import Literal
 
 from huggingface_hub import HfApi, constants
 
-from tinystories_hf.core.console import script_command
+from tinystories_hf.core.console import command_line
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.hub.client import FOR_THE_MODEL
 from tinystories_hf.hub.repository import HUB_FILES, Repository, reporting_failed_push
@@ -91,14 +91,14 @@ def _retry_command(site: Path, repository: SpaceRepository) -> str:
     words = ["--site", str(site), "--space", repository.repo_id]
     words += ["--private"] if repository.private else []
     words += ["--overwrite"] if repository.overwrite else []
-    return script_command("push_to_hub.py", *words)
+    return command_line("push", *words)
 
 
 def _require_page(site: Path) -> None:
     if not is_page(site):
         raise UserError(
             f"site: {site} is not a built page; build it with"
-            f" {script_command('build_page.py', '--model', 'runs/xs', '--out', str(site))}"
+            f" {command_line('page', '--model', 'runs/xs', '--out', str(site))}"
         )
 
 

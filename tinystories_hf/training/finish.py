@@ -11,7 +11,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from tinystories_hf.config.command_line import Arguments
 from tinystories_hf.core import environment, run_record
-from tinystories_hf.core.console import script_command
+from tinystories_hf.core.console import command_line
 from tinystories_hf.core.files import reporting_full_disk, sync, sync_tree, write_json
 from tinystories_hf.data.manifest import PreparedData
 from tinystories_hf.data.training_rows import TrainingRows
@@ -164,4 +164,4 @@ def print_summary(
     run_dir, prompts = arguments.training.output_dir, arguments.training.sample_prompts
     flags = ["--model", run_dir, "--prompt", *(prompts[:1] or ["Once upon a time"])]
     print(f"saved       {run_dir}; generate more stories with")
-    print(f"  {script_command('generate.py', *flags)}", flush=True)
+    print(f"  {command_line('generate', *flags)}", flush=True)

@@ -15,7 +15,6 @@ from transformers import TrainingArguments as TrainerArguments
 
 from tinystories_hf.config.arguments import RunArguments
 from tinystories_hf.config.command_line import Arguments
-from tinystories_hf.config.model_arguments import ModelArguments
 from tinystories_hf.core import run_record
 from tinystories_hf.core.device import (
     restoring_precision,
@@ -89,7 +88,7 @@ def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, fl
         target = check_publishing(arguments, start)
         with trainer_arguments.main_process_first(local=True, desc="preparing rows"):
             quiet = not is_main_process()
-            prepared = prepare(arguments.data, expected_vocabulary(arguments.model), quiet=quiet)
+            prepared = prepare(arguments.data, arguments.model.tokenizer_size, quiet=quiet)
         rows = training_rows(prepared, arguments.data, trainer_arguments.data_seed)
         rows.check_one_step(plan.global_batch_size)
         check_epochs(rows, trainer_arguments)
@@ -232,11 +231,6 @@ def build_or_load_model(
     record = describe_pretrained(model, chosen.model_name_or_path, chosen.model_revision)
     fitted = replace(chosen, vocab_size=model.get_input_embeddings().weight.shape[0])
     return arguments._replace(model=fitted), model, record
-
-
-def expected_vocabulary(model: ModelArguments) -> int | None:
-    """Return the size that the tokenizer must have, None if a pretrained model decides."""
-    return model.vocab_size if model.model_name_or_path is None else None
 
 
 def compiles(model: PreTrainedModel, training: RunArguments) -> bool:

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from tinystories_hf.core import environment
-from tinystories_hf.core.console import script_command
+from tinystories_hf.core.console import command_line
 from tinystories_hf.core.errors import RunError, UserError
 from tinystories_hf.core.files import (
     check_readable,
@@ -134,7 +134,7 @@ def check_onnx_export(folder: Path, names: Sequence[str] | None = None) -> None:
         UserError: there is no export, it belongs to other weights, or a graph is changed or
         missing.
     """
-    command = script_command("export_onnx.py", "--model", str(folder))
+    command = command_line("export", "--model", str(folder))
     path = folder / ONNX_FOLDER / EXPORT_RECORD
     if not path.is_file():
         raise UserError(f"{folder} is not exported; run {command}")

@@ -9,7 +9,8 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from tests.support.forked import code, run_forked
-from tinystories_hf.evaluation.report.card import default_prompts, render_card, template_path
+from tinystories_hf.core.shipped import shipped
+from tinystories_hf.evaluation.report.card import default_prompts, render_card
 
 
 def test_the_card_states_the_facts_of_the_run(trained_run: Path) -> None:
@@ -169,8 +170,8 @@ def test_the_defects_of_a_dataset_stand_on_its_own_cards_alone(
 
 
 def test_the_template_is_at_the_top_of_the_checkout() -> None:
-    assert template_path().name == "model_card.md"
-    assert template_path().exists()
+    assert shipped("model_card.md").name == "model_card.md"
+    assert shipped("model_card.md").exists()
 
 
 def test_the_snippet_of_the_card_runs(trained_run: Path, tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ from tinystories_hf.config.arguments import RunArguments
 from tinystories_hf.config.pretrained import GPT_NEO
 from tinystories_hf.core.files import write_text
 from tinystories_hf.core.run_record import EVAL_RESULTS, SAMPLES_FILE, TRAIN_RESULTS, read_record
+from tinystories_hf.core.shipped import shipped
 from tinystories_hf.evaluation.report import report
 from tinystories_hf.evaluation.report.paper import GPT_NEO_VOCABULARY, paper_row
 from tinystories_hf.evaluation.results import read_results
 
 CARD_FILE = "README.md"
-PACKAGE = Path(__file__).resolve().parents[2]
+TEMPLATE = "model_card.md"
 TINYSTORIES = "roneneldan/TinyStories"
 # The first version of the dataset, which the paper used and whose defects have been counted.
 V1_FILES = ("TinyStories-train.txt", "TinyStories-valid.txt")
@@ -29,12 +30,6 @@ METRIC_NAMES = {
     "perplexity": "Perplexity",
     "bits_per_byte": "Bits per byte",
 }
-
-
-def template_path() -> Path:
-    """Return the template of the card: at the top of a checkout, or inside an installed package."""
-    checkout = PACKAGE.parent / "model_card.md"
-    return checkout if checkout.exists() else PACKAGE / "model_card.md"
 
 
 def render_card(
@@ -52,7 +47,7 @@ def render_card(
     import jinja2
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    template = environment.from_string(template_path().read_text(encoding="utf-8"))
+    template = environment.from_string(shipped(TEMPLATE).read_text(encoding="utf-8"))
     return template.render(card_facts(run_dir, model_id or run_dir.as_posix(), stated or {}))
 
 
