@@ -20,6 +20,7 @@ from tinystories_hf.data.manifest import (
     PreparedData,
     describe_rows_on_disk,
     load_prepared,
+    rows_file,
     token_stream,
 )
 from tinystories_hf.data.prepare import prepare
@@ -77,7 +78,7 @@ def test_rows_do_not_depend_on_batches_or_threads(
         monkeypatch.setattr(data_module, "STORIES_PER_BATCH", batch)
         monkeypatch.setenv("TOKENIZERS_PARALLELISM", parallel)
         prepared = prepare_with(tiny_arguments, "--prepared_dir", str(tmp_path / str(number)))
-        found.append((prepared.path / "train.arrow").read_bytes())
+        found.append(rows_file(prepared.path, "train").read_bytes())
     assert found[0] == found[1] == found[2]
 
 
@@ -167,9 +168,9 @@ def test_the_next_preparation_removes_what_a_killed_one_left(tiny_arguments: Par
 
 def test_the_error_for_a_damaged_folder_says_what_to_remove(tiny_arguments: Parse) -> None:
     prepared = prepare_with(tiny_arguments)
-    with (prepared.path / "train.arrow").open("r+b") as stream:
+    with rows_file(prepared.path, "train").open("r+b") as stream:
         stream.truncate(1000)
-    with pytest.raises(UserError, match=r"train\.arrow is damaged; remove"):
+    with pytest.raises(UserError, match=r"train/data.* is damaged; remove"):
         prepare_with(tiny_arguments)
     (prepared.path / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="is not a complete prepared folder"):
@@ -270,4 +271,4 @@ def prepare_rows(*flags: str) -> None:
 
 
 def rows_of(folder: Path) -> list[bytes]:
-    return [(folder / f"{split}.arrow").read_bytes() for split in ("train", "validation")]
+    return [rows_file(folder, split).read_bytes() for split in ("train", "validation")]

@@ -24,6 +24,7 @@ from tinystories_hf.data.manifest import (
     StreamedSplit,
     describe_rows_on_disk,
     load_prepared,
+    rows_file,
 )
 from tinystories_hf.data.prepare import prepare
 from tinystories_hf.data.splits import Split
@@ -188,10 +189,10 @@ def test_the_prepared_folder_of_a_stream_has_only_validation(
     prepared = prepare(arguments.data, arguments.model.vocab_size, quiet=True)
     whole = prepare(tiny_arguments("--tokenizer", tokenizer).data, 320, quiet=True)
     assert whole.path != prepared.path
-    assert not (prepared.path / "train.arrow").exists()
-    assert (prepared.path / "validation.arrow").read_bytes() == (
-        whole.path / "validation.arrow"
-    ).read_bytes()
+    assert not (prepared.path / "train").exists()
+    assert rows_file(prepared.path, "validation").read_bytes() == (
+        rows_file(whole.path, "validation").read_bytes()
+    )
     assert isinstance(whole.manifest.train, SplitManifest)
     assert prepared.manifest.train == StreamedSplit(whole.manifest.train.source)
     assert load_prepared(prepared.path).manifest == prepared.manifest

@@ -146,7 +146,7 @@ def test_a_run_on_a_streamed_split_stores_none_of_it(
     assert "tokens each, streamed from some/stories" in done.stdout
     kept = {path.name for path in (tmp_path / "home").rglob("*") if path.is_file()}
     assert {name for name in kept if name.endswith((".arrow", ".parquet"))} == {
-        "validation.arrow",
+        "data-00000-of-00001.arrow",
         "validation_stories.parquet",
     }
     card = (tmp_path / "work" / "run" / "README.md").read_text()

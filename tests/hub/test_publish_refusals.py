@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
-from tests.conftest import ROOT, seconds_of_children
+from tests.conftest import seconds_of_children
 from tests.hub.test_publish import ONNX, Run
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.loopback_state import Account, Fault, StoredRepository
@@ -19,6 +18,7 @@ from tinystories_hf.core.errors import RunError, UserError
 from tinystories_hf.core.run_record import read_record
 from tinystories_hf.hub.arguments import parse_push_arguments
 from tinystories_hf.hub.publish import RunRepository, publish, staged_files
+from tinystories_hf.hub.push import push
 
 
 def test_an_unfinished_run_is_not_published(
@@ -138,14 +138,13 @@ def test_a_dry_run_shows_all_and_changes_nothing(run_script: Run, run_dir: Path)
 def test_a_licence_is_stated_when_a_run_is_published_and_stays(
     mine: LoopbackHub, client: list[float], run_dir: Path
 ) -> None:
-    push_run = runpy.run_path(str(ROOT / "scripts" / "push_to_hub.py"))["push_run"]
     flags = ["--model", str(run_dir), "--repo", REPO]
     stated = ["--license", "cc-by-4.0", "--language", "en", "fr"]
     before = (run_dir / "run.json").read_bytes()
-    push_run(parse_push_arguments([*flags, *stated, "--dry_run"]))
+    push(parse_push_arguments([*flags, *stated, "--dry_run"]))
     assert (run_dir / "run.json").read_bytes() == before
     for given in (stated, []):
-        push_run(parse_push_arguments([*flags, *given]))
+        push(parse_push_arguments([*flags, *given]))
         card: Any = ModelCard(published(mine)["README.md"].decode()).data
         assert card.license == "cc-by-4.0"
         assert card.language == ["en", "fr"]

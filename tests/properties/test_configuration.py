@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 from tests.conftest import TINY_CONFIG
 from tests.properties.drawing import holds_for
 from tinystories_hf.config.command_line import GROUPS, Arguments, parse_arguments
+from tinystories_hf.config.parsing import settings_of
 from tinystories_hf.core.errors import UserError
 
 TINY = yaml.safe_load(TINY_CONFIG)
-HINTS = {name: hint for cls in GROUPS.values() for name, hint in get_type_hints(cls).items()}
+HINTS = {
+    one.name: get_type_hints(cls)[one.name] for cls in GROUPS.values() for one in settings_of(cls)
+}
 NAMES = sorted(HINTS)
 ALIASES = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
 BOMB = "a0: &a0 [x]\n" + ALIASES
@@ -68,13 +71,14 @@ def outcome(*argv: str, named: tuple[str, ...]) -> Arguments | None:
     group: Any
     for group, cls in zip(parsed, GROUPS.values(), strict=True):
         assert type(group) is cls
-        for name, hint in get_type_hints(cls).items():
+        hints = get_type_hints(cls)
+        for name, hint in ((one.name, hints[one.name]) for one in settings_of(cls)):
             assert fits(getattr(group, name), hint), f"{name} = {getattr(group, name)!r}"
         assert dataclasses.replace(group) == group, "passes its own checks"
     return parsed
 
 
-def settings_of(parsed: Arguments) -> dict[str, Any]:
+def values_of(parsed: Arguments) -> dict[str, Any]:
     """Return every setting by its name."""
     return {name: value for group in parsed for name, value in vars(group).items()}
 
@@ -261,8 +265,8 @@ def test_any_command_line_is_understood_or_refused_by_flag(
     path = write(folder, TINY_CONFIG)
     named = [word.partition("=")[0].strip("-") for word in argv if word.strip("-")]
     parsed = outcome("--config", str(path), *argv, named=(*named, "unknown flag", "--config"))
-    plain = settings_of(parse_arguments(["--config", str(path)]))
-    found = plain if parsed is None else settings_of(parsed)
+    plain = values_of(parse_arguments(["--config", str(path)]))
+    found = plain if parsed is None else values_of(parsed)
     changed = {name for name in NAMES if found[name] != plain[name]}
     assert changed <= set(named), "nothing but what a flag names is changed"
 

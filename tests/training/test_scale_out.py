@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import LAUNCH, ROOT, TINY_CONFIG, environment, made_once, train_tiny
 from tests.support.forked import free_port, launched, start_forked, train_forked
+from tinystories_hf.data.manifest import rows_file
 
 FLAGS = ("--max_steps", "50", "--seed", "3", "--save_steps", "50", "--eval_steps", "25")
 
@@ -39,7 +40,7 @@ def check_the_same(folder: Path, alone: Path, processes: int) -> None:
     assert [samples.count(f"## Step {step}\n") for step in (25, 50)] == [1, 1]
     (prepared,) = (folder / "home" / "tinystories_hf").iterdir()
     (same,) = (alone / "home" / "tinystories_hf").iterdir()
-    assert (prepared / "train.arrow").read_bytes() == (same / "train.arrow").read_bytes()
+    assert rows_file(prepared, "train").read_bytes() == rows_file(same, "train").read_bytes()
 
 
 def test_several_processes_train_as_one(tmp_path: Path, alone: Path) -> None:

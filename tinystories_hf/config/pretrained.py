@@ -92,7 +92,10 @@ def find_pretrained(name: str, revision: str | None) -> tuple[str, str | None]:
             f"model_name_or_path: {name} is not a folder; give the folder of a model or owner/name"
             " of a model on the Hub"
         )
-    return name, resolve_commit(name, "base model", revision)
+    try:
+        return name, resolve_commit(name, "base model", revision)
+    except UserError as error:
+        raise UserError(f"model_name_or_path: {error}") from error
 
 
 def _read_config(name: str, commit: str | None) -> PreTrainedConfig:

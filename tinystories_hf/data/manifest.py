@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SPLITS = ("train", "validation")
+ROWS_MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -123,18 +124,20 @@ def load_prepared(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None
     import datasets
 
     try:
-        content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / ROWS_MANIFEST).read_text(encoding="utf-8"))
         train, validation = (_read_split(content.pop(name)) for name in SPLITS)
         manifest = Manifest(**content, train=train, validation=validation)
-        sizes = {name: _arrow(folder, name).stat().st_size for name in manifest.prepared}
+        sizes = {name: rows_file(folder, name).stat().st_size for name in manifest.prepared}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} is not a complete prepared folder ({error}); remove it to prepare again"
         ) from None
     for name in manifest.prepared:
         if sizes[name] != manifest.split(name).file_bytes:
-            raise UserError(f"{_arrow(folder, name)} is damaged; remove {folder} to prepare again")
-    rows = {name: datasets.Dataset.from_file(str(_arrow(folder, name))) for name in sizes}
+            raise UserError(
+                f"{rows_file(folder, name)} is damaged; remove {folder} to prepare again"
+            )
+    rows = {name: datasets.Dataset.from_file(str(rows_file(folder, name))) for name in sizes}
     return PreparedData(
         folder,
         manifest,
@@ -174,5 +177,6 @@ def token_stream(prepared: PreparedData, split: str) -> np.ndarray[Any, Any]:
     return np.concatenate([rows.flatten().to_numpy(zero_copy_only=False), tail])
 
 
-def _arrow(folder: Path, split: str) -> Path:
-    return folder / f"{split}.arrow"
+def rows_file(folder: Path, split: str) -> Path:
+    """Return the Arrow file with the rows of a split, named as `Dataset.save_to_disk` names it."""
+    return folder / split / "data-00000-of-00001.arrow"

@@ -1,10 +1,10 @@
 """Prepare rows: read stories, clean and tokenize them, and pack them into rows of equal length.
 
-The prepared folder holds `train.arrow` and `validation.arrow` (open them with
-`datasets.Dataset.from_file`), the validation stories as text, the tokenizer, and `manifest.json`
-with all counts. It is cached under a fingerprint of everything that determines its content, is
-created by one rename, and is the only data that a run reads. With `streaming` it holds only the
-validation split, whose stories are not looked up in training: see `streaming.py`.
+The prepared folder holds the rows in `train/` and `validation/`, the validation stories as text,
+the tokenizer, and `manifest.json` with all counts. `datasets.load_dataset` and
+`datasets.load_from_disk` open it. It is cached under a fingerprint of everything that determines
+its content, is created by one rename, and is the only data that a run reads. With `streaming` it
+holds only the validation split, whose stories are not looked up in training: see `streaming.py`.
 """
 
 from __future__ import annotations
@@ -40,20 +40,22 @@ if TYPE_CHECKING:
     # Imported inside functions: while the main thread imports it (2.4 s), another hashes files.
     from transformers import PreTrainedTokenizerFast
 from tinystories_hf.data.manifest import (
+    ROWS_MANIFEST,
     Manifest,
     PreparedData,
     SplitManifest,
     StreamedSplit,
-    _arrow,
     load_prepared,
+    rows_file,
 )
+from tinystories_hf.data.rows_dataset import write_dataset_files
 
 # The validation stories as text, and which of them occur in training; read by evaluations.
 STORIES_FOLDER = "validation_stories.parquet"
 # The version of prepared folders, part of the name that they are cached by. Raise it when the same
 # text and settings give other rows or other files; tests/data/test_golden_rows.py fails until then.
 # No test covers the training of a tokenizer: raise it also when `train_tokenizer` changes.
-ROWS_FORMAT = 1
+ROWS_FORMAT = 2
 # Stories per call of the tokenizer: enough to keep its threads busy, and small in memory. 256 to
 # 1,000 were equally fast (1.8 million tokens/s on 2 cores), 4,000 was slower.
 STORIES_PER_BATCH = 512
@@ -197,7 +199,8 @@ def _write(
         train=train,
         validation=validation,
     )
-    (work / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
+    (work / ROWS_MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
+    write_dataset_files(work, manifest)
 
 
 def _write_split(
@@ -217,7 +220,9 @@ def _write_split(
     )
     text_bytes = 0
     tokenize = WordTokenizer(tokenizer)
-    with RowWriter(_arrow(work, name), data.context_length, len(tokenizer)) as writer:
+    path = rows_file(work, name)
+    path.parent.mkdir()
+    with RowWriter(path, data.context_length, len(tokenizer)) as writer:
         while batch := list(islice(stories, STORIES_PER_BATCH)):
             text_bytes += sum(len(story.encode()) for story in batch)
             see(batch)
@@ -240,6 +245,6 @@ def _write_split(
         tokens_out=writer.rows * data.context_length,
         tokens_dropped=len(writer.tail),
         rows=writer.rows,
-        file_bytes=_arrow(work, name).stat().st_size,
+        file_bytes=path.stat().st_size,
         tail=writer.tail.tolist(),
     )

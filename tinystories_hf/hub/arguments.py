@@ -31,14 +31,24 @@ class SpaceRequest(NamedTuple):
     dry_run: bool
 
 
+class RowsRequest(NamedTuple):
+    """The request of scripts/push_to_hub.py to publish prepared rows as a dataset."""
+
+    rows: Path
+    repo: str
+    private: bool
+    overwrite: bool
+    dry_run: bool
+
+
 def parse_push_arguments(
     argv: Sequence[str] | None = None, *, description: str = ""
-) -> PushRequest | SpaceRequest:
+) -> PushRequest | SpaceRequest | RowsRequest:
     """Read the command line of scripts/push_to_hub.py.
 
     Raises:
-        UserError: an unknown flag; neither a run with its repository nor a page with its Space; or
-            both.
+        UserError: an unknown flag, or not exactly one of a run, prepared rows and a page, with its
+            repository.
     """
     parser = StrictParser(description)
     parser.add_argument("--model", metavar="DIR", help="run directory")
@@ -47,6 +57,11 @@ def parse_push_arguments(
     parser.add_argument("--license", metavar="NAME", help="licence on the card, such as mit")
     parser.add_argument(
         "--language", metavar="CODE", nargs="+", help="languages on the card, such as en"
+    )
+    parser.add_argument(
+        "--rows",
+        metavar="DIR",
+        help="prepared folder, as scripts/prepare_data.py prints it, to publish as a dataset",
     )
     parser.add_argument(
         "--site",
@@ -66,6 +81,8 @@ def parse_push_arguments(
     flags = {name: setting.value for name, setting in parser.parse_layer(argv).items()}
     if {"site", "space"} & set(flags):
         return _space_request(flags)
+    if "rows" in flags:
+        return _rows_request(flags)
     if "model" not in flags or "repo" not in flags:
         raise UserError("give --model and --repo, such as --model runs/xs --repo me/tinystories-xs")
     stated: dict[str, Any] = {
@@ -82,12 +99,22 @@ def parse_push_arguments(
     return PushRequest(Path(flags["model"]), revision, "dry_run" in flags, hub, stated)
 
 
+def _rows_request(flags: dict[str, Any]) -> RowsRequest:
+    if "repo" not in flags:
+        raise UserError("give --rows and --repo together, such as --repo me/tinystories-rows")
+    of_a_run = [f"--{n}" for n in ("model", "revision", "license", "language") if n in flags]
+    if of_a_run:
+        raise UserError(f"{', '.join(of_a_run)}: applies to a run, --rows to a dataset")
+    more = ("private" in flags, "overwrite" in flags, "dry_run" in flags)
+    return RowsRequest(Path(flags["rows"]), flags["repo"], *more)
+
+
 def _space_request(flags: dict[str, Any]) -> SpaceRequest:
     if not {"site", "space"} <= set(flags):
         raise UserError(
             "give --site and --space together, such as --site site --space me/tinystories-demo"
         )
-    names = ("model", "repo", "revision", "license", "language")
+    names = ("model", "rows", "repo", "revision", "license", "language")
     of_a_run = [f"--{name}" for name in names if name in flags]
     if of_a_run:
         raise UserError(

@@ -34,7 +34,7 @@ class Repository(ABC):
     revision: str = MAIN_BRANCH
     private: bool = False
     overwrite: bool = False
-    repo_type: Literal["model", "space"] = "model"
+    repo_type: Literal["model", "space", "dataset"] = "model"
 
     def __str__(self) -> str:
         return self.repo_id if self.revision == MAIN_BRANCH else f"{self.repo_id} ({self.revision})"
@@ -42,7 +42,7 @@ class Repository(ABC):
     @property
     def setting(self) -> str:
         """Return the name of the setting that named it."""
-        return {"model": "hub_model_id", "space": "space"}[self.repo_type]
+        return {"model": "hub_model_id", "space": "space", "dataset": "repo"}[self.repo_type]
 
     @abstractmethod
     def check_content(self, api: HfApi) -> None:
@@ -192,5 +192,16 @@ def reporting_failed_push(what: str, repository: Repository, command: str) -> It
 def _refuse_secrets(files: dict[str, Path]) -> None:
     token = huggingface_hub.get_token()
     for name, path in files.items():
-        if token and token.encode() in path.read_bytes():
+        if token and _contains(path, token.encode()):
             raise UserError(f"{path} contains your Hub token; remove it from {name} first")
+
+
+def _contains(path: Path, secret: bytes) -> bool:
+    """Return whether a file contains some bytes, in bounded memory: rows take gigabytes."""
+    before = b""
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 24):
+            if secret in before + block:
+                return True
+            before = block[-len(secret) :]
+    return False

@@ -23,7 +23,7 @@ FRESH = {"README.md", "index.html", "style.css"}
 class SpaceRepository(Repository):
     """A static Space for a page."""
 
-    repo_type: Literal["model", "space"] = "space"
+    repo_type: Literal["model", "space", "dataset"] = "space"
 
     def check_content(self, api: HfApi) -> None:
         """Raise a `UserError` unless a Space is new or holds a page built by this package."""
