@@ -153,7 +153,12 @@ def test_the_documented_snippets_run(trained_run: Path, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "xs").symlink_to(trained_run)
     found = [re.findall(r"```python\n(.*?)```", text, re.S) for text in (README, *PAGES.values())]
-    snippets = [snippet for of_a_page in found for snippet in of_a_page]
+    (prepared,) = (trained_run.parent / "home" / "tinystories_hf").iterdir()
+    snippets = [
+        snippet.replace("PREPARED_FOLDER", str(prepared))
+        for of_a_page in found
+        for snippet in of_a_page
+    ]
     assert len(snippets) >= 3
     home = {"HF_HOME": str(tmp_path / "home")}
     done = run_forked(tmp_path, code, "\n".join(snippets), [], variables=home)

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import pytest
 
+from tinystories_hf.config.flags import StrictParser
 from tinystories_hf.config.parsing import (
     Setting,
-    StrictParser,
     _describe,
     build_dataclass,
     convert_setting,

@@ -20,8 +20,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tests.properties.test_readers import written
 from tinystories_hf.config.command_line import Arguments
-from tinystories_hf.data.manifest import PreparedData
-from tinystories_hf.data.prepare import ROWS_FORMAT, STORIES_FOLDER, prepare
+from tinystories_hf.data.manifest import STORIES_FOLDER, PreparedData
+from tinystories_hf.data.prepare import ROWS_FORMAT, prepare
 from tinystories_hf.data.saved_tokenizer import story_tokenizer
 
 Parse = Callable[..., Arguments]

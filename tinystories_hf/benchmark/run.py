@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinystories_hf.config.command_line import Arguments, parse_arguments
-from tinystories_hf.config.parsing import Setting, StrictParser, build_dataclass, option
+from tinystories_hf.config.flags import StrictParser
+from tinystories_hf.config.parsing import Setting, build_dataclass, option
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.core.files import check_writable, write_json
 

@@ -34,7 +34,9 @@ class DataArguments:
     dataset: str = option(
         "a Hub dataset; a file (.txt, .jsonl, .json, .csv or .parquet; all but .parquet may be"
         " compressed as .gz, .zst, .bz2 or .lz4); a folder of such files; a glob pattern such as"
-        " 'data/*.txt'; a folder written by datasets' save_to_disk; or `toy`, the built-in corpus"
+        " 'data/*.txt'; a folder written by datasets' save_to_disk; or `toy`, the built-in corpus;"
+        " several are a mixture by dataset_weights",
+        rest="other_datasets",
     )
     tokenizer: str = option(
         "a Hub tokenizer; a local folder; or `train`, to train a byte-level BPE with vocab_size"
@@ -43,6 +45,15 @@ class DataArguments:
     )
     context_length: int = option(
         "tokens per row (packed training sequence)", belongs_to="model_name_or_path"
+    )
+    other_datasets: list[str] = option(
+        "further datasets of a mixture; set by giving several to dataset", [], belongs_to="dataset"
+    )
+    dataset_weights: list[float] = option(
+        "shares of the rows of each dataset in a mixture, such as 0.9 0.1", [], belongs_to="dataset"
+    )
+    dataset_config: str | None = option(
+        "configuration (subset) of the Hub dataset", None, belongs_to="dataset"
     )
     dataset_revision: str | None = option(
         "commit, tag or branch of the Hub dataset", None, belongs_to="dataset"
@@ -116,6 +127,12 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
+        self._expand_hub_url()
+        self._check_mixture()
+        if self.dataset_config is not None and self.train_file is not None:
+            raise UserError(
+                "dataset_config: train_file already chooses the files; omit one of them"
+            )
         positive(self, "toy_stories", "shuffle_buffer")
         if not self.eos_token:
             raise UserError("eos_token must not be empty; give a special token of the tokenizer")
@@ -127,6 +144,37 @@ class DataArguments:
             )
         if not self.separator:
             raise UserError("story_separator must not be empty; give a separator such as '\\n'")
+
+    def _expand_hub_url(self) -> None:
+        """Replace `hf://datasets/owner/name@revision/file` by the settings that it stands for."""
+        if not self.dataset.startswith("hf://"):
+            return
+        found = re.fullmatch(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", self.dataset)
+        if found is None:
+            raise UserError(
+                f"dataset: {self.dataset} is not the address of a dataset; use owner/name or"
+                " hf://datasets/owner/name@revision/file"
+            )
+        name, revision, file = found.groups()
+        for key, value in (("dataset_revision", revision), ("train_file", file)):
+            if value is not None and getattr(self, key) not in (None, value):
+                raise UserError(f"{key}: {getattr(self, key)}, but dataset says {value}; omit one")
+            if value is not None:
+                object.__setattr__(self, key, value)
+        object.__setattr__(self, "dataset", name)
+
+    def _check_mixture(self) -> None:
+        names, weights = [self.dataset, *self.other_datasets], self.dataset_weights
+        if len(weights) != (len(names) if self.other_datasets else 0):
+            raise UserError(
+                f"dataset_weights: {len(weights)} weights for {len(names)} datasets; give one for"
+                " each of several datasets, such as --dataset a b --dataset_weights 0.9 0.1"
+            )
+        if any(weight <= 0 for weight in weights):
+            raise UserError(f"dataset_weights: must be positive, got {weights}")
+        if self.other_datasets and (self.streaming or self.tokenizer == "train"):
+            what = "streaming" if self.streaming else "tokenizer `train`"
+            raise UserError(f"dataset: a mixture cannot be combined with {what}; omit it")
 
     @property
     def separator(self) -> str:

@@ -14,10 +14,10 @@ from tinystories_hf.config.arguments import (
     HubArguments,
     RunArguments,
 )
+from tinystories_hf.config.flags import StrictParser
 from tinystories_hf.config.model_arguments import ModelArguments
 from tinystories_hf.config.parsing import (
     Setting,
-    StrictParser,
     build_dataclass,
     convert_setting,
     merge_settings,

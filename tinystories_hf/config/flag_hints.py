@@ -138,8 +138,8 @@ _HINTS = (
     ("vocab", "use {vocab_size}"),
     ("validation_split_percentage", "use {validation_share}: 0.05 means 5 percent"),
     (
-        "dataset_config_name dataset_config subset",
-        "omit it: {train_file} and {validation_file} select files of {dataset}",
+        "dataset_config_name subset",
+        "use {dataset_config}",
     ),
     ("train_files training_file", "use {train_file}, a file name or glob pattern"),
     ("validation_files eval_file val_file valid_file dev_file", "use {validation_file}"),

@@ -7,27 +7,29 @@ the file or the flag. Later layers override earlier ones. The settings themselve
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import re
 import reprlib
-import shlex
-import sys
 import types
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tinystories_hf.config.flag_hints import suggest_flag
 from tinystories_hf.core.errors import UserError
-from tinystories_hf.core.shipped import as_installed, started_as
 
 _T = TypeVar("_T")
 
 
-def option(help: str, default: Any = MISSING, *, belongs_to: str | None = None) -> Any:  # noqa: A002
+def option(
+    help: str,  # noqa: A002
+    default: Any = MISSING,
+    *,
+    belongs_to: str | None = None,
+    rest: str | None = None,
+) -> Any:
     """Declare a dataclass field that is a setting.
 
     Args:
@@ -37,10 +39,12 @@ def option(help: str, default: Any = MISSING, *, belongs_to: str | None = None) 
             that sets the other one and not this one resets this one to its default, so that a
             revision pinned in YAML never applies to a dataset chosen on the command line. The
             other one can itself belong to a setting, which then resets both.
+        rest: The setting that takes all values but the first if several are given.
     """
-    metadata = {"help": help, "belongs_to": belongs_to}
+    metadata = {"help": help, "belongs_to": belongs_to, "rest": rest}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+        # A list cannot be hashed; settings are still compared by it.
+        return field(default_factory=lambda: list(default), metadata=metadata, hash=False)
     if default is MISSING:
         return field(metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -68,7 +72,7 @@ def merge_settings(
         UserError: a layer contains a key that is not in `known`.
     """
     merged: dict[str, Setting] = {}
-    for layer in layers:
+    for layer in (_first_and_rest(layer, known) for layer in layers):
         for key, setting in layer.items():
             if key not in known:
                 raise UserError(f"{setting.where}: unknown setting{suggest_flag(key, known)}")
@@ -77,6 +81,20 @@ def merge_settings(
                 merged.pop(key, None)
         merged.update(layer)
     return merged
+
+
+def _first_and_rest(
+    layer: Mapping[str, Setting], known: Mapping[str, Field[Any]]
+) -> dict[str, Setting]:
+    """Return a layer in which settings with several values are divided as `rest` says."""
+    found = dict(layer)
+    for key, setting in layer.items():
+        rest = known[key].metadata.get("rest") if key in known else None
+        if rest is not None and isinstance(setting.value, list) and setting.value:
+            found[key] = Setting(setting.value[0], setting.where)
+            if len(setting.value) > 1:
+                found[rest] = Setting(setting.value[1:], setting.where)
+    return found
 
 
 def _is_reset(key: str, layer: Mapping[str, Setting], known: Mapping[str, Field[Any]]) -> bool:
@@ -113,7 +131,7 @@ def convert_setting(setting: Setting, hint: Any) -> Any:
     Raises:
         UserError: the value does not fit the type; the message names the source and the type.
     """
-    members = _members(hint)
+    members = members_of(hint)
     if setting.value is None or setting.value in ("null", "none", "None"):
         if type(None) in members:
             return None
@@ -125,7 +143,8 @@ def convert_setting(setting: Setting, hint: Any) -> Any:
     raise UserError(f"{setting.where}: expected {_describe(hint)}, got {brief(setting.value)}")
 
 
-def _members(hint: Any) -> tuple[Any, ...]:
+def members_of(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union type, or the type itself."""
     union = get_origin(hint) in (Union, types.UnionType)
     return get_args(hint) if union else (hint,)
 
@@ -134,8 +153,11 @@ def _convert_one(value: Any, hint: Any) -> Any:
     """Return the value converted to `hint`, or None if it does not fit."""
     if get_origin(hint) is Literal:
         return value if value in get_args(hint) else None
+    if hint == list[float]:
+        numbers = [_convert_one(x, float) for x in value] if isinstance(value, list) else [None]
+        return None if None in numbers else numbers
     if get_origin(hint) is list:
-        fits = isinstance(value, list) and all(_is_text(item) for item in value)
+        fits = isinstance(value, list) and all(is_text_value(item) for item in value)
         return list(value) if fits else None
     if hint is dict:
         return _mapping(value)
@@ -144,7 +166,7 @@ def _convert_one(value: Any, hint: Any) -> Any:
             return {"true": True, "false": False}.get(value.lower())
         return value if isinstance(value, bool) else None
     if hint is str:
-        return value if _is_text(value) else None
+        return value if is_text_value(value) else None
     if hint in (int, float) and isinstance(value, (int, float, str)):
         return None if isinstance(value, bool) else _number(value, hint)
     return None
@@ -157,7 +179,7 @@ def _mapping(value: Any) -> dict[str, Any] | None:
             value = json.loads(value)
         except ValueError:
             return None
-    fits = isinstance(value, dict) and all(_is_text(key) for key in value)
+    fits = isinstance(value, dict) and all(is_text_value(key) for key in value)
     return value if fits else None
 
 
@@ -177,7 +199,7 @@ def local_path(key: str, name: str) -> Path:
 _NOT_IN_FILES = re.compile("[\0\ud800-\udfff]")
 
 
-def _is_text(value: Any) -> bool:
+def is_text_value(value: Any) -> bool:
     """Return whether a value is text that can be written to a file or used as a file name."""
     return isinstance(value, str) and not _NOT_IN_FILES.search(value)
 
@@ -210,123 +232,14 @@ def _describe(hint: Any) -> str:
     words = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
     words[dict] = "a mapping, such as '{\"key\": 1}'"
     parts = []
-    for member in _members(hint):
+    for member in members_of(hint):
         if get_origin(member) is Literal:
             parts += [str(choice) for choice in get_args(member)]
         elif get_origin(member) is list:
-            parts.append("a list of text values")
+            what = "numbers" if get_args(member) == (float,) else "text values"
+            parts.append(f"a list of {what}")
         elif member is type(None):
             parts.append("null")
         else:
             parts.append(words[member])
     return ", ".join(parts[:-1]) + " or " + parts[-1] if len(parts) > 1 else parts[0]
-
-
-class StrictParser(argparse.ArgumentParser):
-    """An argument parser that raises `UserError`, allows no abbreviations and omits unset flags."""
-
-    def __init__(self, description: str, add_help: bool = True) -> None:
-        super().__init__(
-            prog=" ".join(started_as()) if started_as()[0] == "tinystories" else None,
-            usage="%(prog)s [--FLAG VALUE ...]",
-            description=as_installed(description),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            argument_default=argparse.SUPPRESS,
-            allow_abbrev=False,
-            add_help=add_help,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        """Raise a `UserError` instead of printing the usage and exiting."""
-        if found := re.fullmatch(r"argument (--\w+): expected .*one argument", message):
-            message += f"; if the value begins with -, write {found[1]}=VALUE"
-        raise UserError(f"{message}; --help lists all flags")
-
-    def add_dataclass(
-        self,
-        title: str,
-        cls: type[Any],
-        shown: Mapping[str, Setting] | None = None,
-        leave_out: Collection[str] = (),
-    ) -> None:
-        """Add a flag for each field not in `leave_out`; `shown` overrides defaults in the help."""
-        group = self.add_argument_group(title)
-        hints = get_type_hints(cls)
-        for declared in settings_of(cls):
-            if declared.name in leave_out:
-                continue
-            group.add_argument(
-                f"--{declared.name}",
-                help=f"{declared.metadata['help']} {_default_text(declared, shown or {})}".replace(
-                    "%", "%%"
-                ),
-                **_flag_words(hints[declared.name]),
-            )
-
-    def add_hidden(self, hints: Mapping[str, Any]) -> None:
-        """Add flags that `--help` does not list, by their type hints."""
-        for name, hint in hints.items():
-            self.add_argument(f"--{name}", help=argparse.SUPPRESS, **_flag_words(hint))
-
-    def parse_layer(self, argv: Sequence[str] | None) -> dict[str, Setting]:
-        """Parse the command line into a layer of raw values.
-
-        Raises:
-            UserError: a flag is unknown; the message suggests another one.
-        """
-        namespace, unknown = self.parse_known_args(argv)
-        if unknown:
-            known = [action.dest for action in self._actions if action.dest != "help"]
-            # Without the values, which may be secret, and which may begin with a dash.
-            flags = [word.partition("=")[0] for word in unknown if re.match("--?[A-Za-z]", word)]
-            for flag in flags:
-                if flag.endswith("token"):
-                    raise UserError(
-                        f"{flag}: the Hub token cannot be a flag; use `hf auth login` or HF_TOKEN"
-                    )
-            hints = [
-                f"unknown flag {flag}{suggest_flag(flag.lstrip('-'), known, '--')}"
-                for flag in dict.fromkeys(flags or unknown[:1])
-            ]
-            raise UserError(". Also, ".join(hints))
-        layer = {key: Setting(value, f"--{key}") for key, value in vars(namespace).items()}
-        for setting in layer.values():
-            for word in setting.value if isinstance(setting.value, list) else [setting.value]:
-                if isinstance(word, str) and not _is_text(word):
-                    encoding = sys.getfilesystemencoding()
-                    raise UserError(f"{setting.where}: expected {encoding} text, got {brief(word)}")
-        return layer
-
-
-def _flag_words(hint: Any) -> dict[str, Any]:
-    """Return the arguments of `add_argument` for a type."""
-    words: dict[str, Any] = {"metavar": _metavar(hint)}
-    if any(get_origin(member) is list for member in _members(hint)):
-        words["nargs"] = "+"
-    elif bool in _members(hint):
-        words |= {"nargs": "?", "const": "true"}
-    return words
-
-
-def _metavar(hint: Any) -> str:
-    kinds = {bool: "BOOL", int: "N", float: "X", str: "TEXT", dict: "JSON"}
-    names = [kinds.get(member, "TEXT") for member in _members(hint) if member is not type(None)]
-    return names[0]
-
-
-def _default_text(declared: Field[Any], shown: Mapping[str, Setting]) -> str:
-    if declared.name in shown:
-        value = shown[declared.name].value
-    elif declared.default is not MISSING:
-        value = declared.default
-    elif declared.default_factory is not MISSING:
-        value = declared.default_factory()
-    else:
-        return "[required]"
-    if value is None or value == []:
-        return ""
-    if isinstance(value, list):
-        return f"[{shlex.join(map(str, value))}]"
-    if isinstance(value, bool):
-        return f"[{str(value).lower()}]"
-    return f"[{value if isinstance(value, (str, float)) else brief(value)}]"

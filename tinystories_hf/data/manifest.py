@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation")
 ROWS_MANIFEST = "manifest.json"
+# The validation stories as text, and which of them occur in training; read by evaluations.
+STORIES_FOLDER = "validation_stories.parquet"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,16 @@ class SplitManifest:
 
 
 @dataclass(frozen=True)
+class MixedRows:
+    """What a dataset contributes to the training rows of a mixture."""
+
+    dataset: str
+    weight: float
+    rows: int
+    rows_left_out: int
+
+
+@dataclass(frozen=True)
 class StreamedSplit:
     """A split that is read during training: only its source is known, no counts."""
 
@@ -68,6 +80,7 @@ class Manifest:
     seconds: float
     train: SplitManifest | StreamedSplit
     validation: SplitManifest
+    mixture: list[MixedRows] = field(default_factory=list)
 
     def split(self, name: str) -> SplitManifest:
         """Return the counts of `train` or `validation`.
@@ -126,7 +139,8 @@ def load_prepared(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None
     try:
         content = json.loads((folder / ROWS_MANIFEST).read_text(encoding="utf-8"))
         train, validation = (_read_split(content.pop(name)) for name in SPLITS)
-        manifest = Manifest(**content, train=train, validation=validation)
+        mixture = [MixedRows(**part) for part in content.pop("mixture", [])]
+        manifest = Manifest(**content, train=train, validation=validation, mixture=mixture)
         sizes = {name: rows_file(folder, name).stat().st_size for name in manifest.prepared}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -147,6 +161,12 @@ def load_prepared(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None
     )
 
 
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest into a new prepared folder."""
+    content = json.dumps(asdict(manifest), indent=1)
+    (folder / ROWS_MANIFEST).write_text(content, encoding="utf-8")
+
+
 def _read_split(content: dict[str, Any]) -> Any:
     return StreamedSplit(**content) if content.keys() == {"source"} else SplitManifest(**content)
 
@@ -158,6 +178,11 @@ def describe_rows_on_disk(prepared: PreparedData) -> str:
     keys = [key for key, value in parts[0].items() if isinstance(value, int)]
     lines = [f"{'':20}" + "".join(f"{name:>16}" for name in manifest.prepared)]
     lines += [f"{key:20}" + "".join(f"{part[key]:>16,}" for part in parts) for key in keys]
+    lines += [
+        f"{part.dataset}: {part.rows:,} training rows, weight {part.weight},"
+        f" {part.rows_left_out:,} left out"
+        for part in manifest.mixture
+    ]
     if isinstance(manifest.train, StreamedSplit):
         lines.append("train is streamed: its stories are tokenized and packed during training")
     tokens = sum(part["tokens_in"] for part in parts)

@@ -40,18 +40,18 @@ if TYPE_CHECKING:
     # Imported inside functions: while the main thread imports it (2.4 s), another hashes files.
     from transformers import PreTrainedTokenizerFast
 from tinystories_hf.data.manifest import (
-    ROWS_MANIFEST,
+    STORIES_FOLDER,
     Manifest,
     PreparedData,
     SplitManifest,
     StreamedSplit,
     load_prepared,
     rows_file,
+    write_manifest,
 )
+from tinystories_hf.data.mixture import mix_prepared, parts_of
 from tinystories_hf.data.rows_dataset import write_dataset_files
 
-# The validation stories as text, and which of them occur in training; read by evaluations.
-STORIES_FOLDER = "validation_stories.parquet"
 # The version of prepared folders, part of the name that they are cached by. Raise it when the same
 # text and settings give other rows or other files; tests/data/test_golden_rows.py fails until then.
 # No test covers the training of a tokenizer: raise it also when `train_tokenizer` changes.
@@ -65,13 +65,16 @@ def prepare(data: DataArguments, vocab_size: int | None, *, quiet: bool = False)
     """Return the packed rows of a corpus, from the cache if they were prepared before.
 
     The stories of a split are concatenated with an EOS after each and cut into rows. Each row has
-    `input_ids`, exactly `context_length` token ids of type `packing.row_dtype`. With `streaming`,
-    only the validation rows are prepared. `vocab_size` is None for any size; a tokenizer that is
-    trained needs one.
+    `input_ids`, exactly `context_length` token ids of type `packing.row_dtype`. Several datasets
+    are prepared alone and then mixed (`mixture.py`). With `streaming`, only the validation rows are
+    prepared. `vocab_size` is None for any size; a tokenizer that is trained needs one.
 
     Raises:
         UserError: the corpus or tokenizer cannot be used, or a split is shorter than one row.
     """
+    if data.other_datasets:
+        parts = [prepare(part, vocab_size, quiet=quiet) for part in parts_of(data)]
+        return mix_prepared(data, parts, prepared_root(data))
     tokenizer = None
     with ThreadPoolExecutor(1) as pool:  # hash large files while the libraries are imported
         opening = pool.submit(corpus.open_corpus, data)
@@ -199,7 +202,7 @@ def _write(
         train=train,
         validation=validation,
     )
-    (work / ROWS_MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
+    write_manifest(work, manifest)
     write_dataset_files(work, manifest)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinystories_hf.config.arguments import DEFAULT_CONFIG, DataArguments
+from tinystories_hf.config.flags import StrictParser
 from tinystories_hf.config.parsing import (
     Setting,
-    StrictParser,
     build_dataclass,
     merge_settings,
     option,
@@ -187,13 +187,14 @@ def _require_dataset(run: Path, settings: Mapping[str, Any]) -> None:
     source = json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))["dataset"]["train"][
         "source"
     ]
-    name = settings["dataset"]
-    exists = Path(name).exists() or glob.glob(name, recursive=True)  # noqa: PTH207
-    if not exists and not {"hub", "toy"} & source.keys():
-        raise UserError(
-            f"dataset: {run / RUN_RECORD} records the dataset {name}, which does not exist; give"
-            " its path with --dataset"
-        )
+    names = [settings["dataset"], *settings.get("other_datasets", [])]
+    for name, part in zip(names, source.get("mixture", [source]), strict=True):
+        exists = Path(name).exists() or glob.glob(name, recursive=True)  # noqa: PTH207
+        if not exists and not {"hub", "toy"} & part.keys():
+            raise UserError(
+                f"dataset: {run / RUN_RECORD} records the dataset {name}, which does not exist;"
+                " give its path with --dataset"
+            )
 
 
 def _recorded(folder: Path) -> dict[str, Any] | None:

@@ -15,8 +15,8 @@ from tinystories_hf.core.errors import UserError
 from tinystories_hf.data import cleaning
 from tinystories_hf.data.cleaning import CleaningCounts, clean, story_digest
 from tinystories_hf.data.corpus import open_corpus
-from tinystories_hf.data.manifest import PreparedData
-from tinystories_hf.data.prepare import STORIES_FOLDER, STORIES_PER_BATCH
+from tinystories_hf.data.manifest import STORIES_FOLDER, PreparedData
+from tinystories_hf.data.prepare import STORIES_PER_BATCH
 from tinystories_hf.data.splits import Split, no_stories_error
 from tinystories_hf.data.tokenize import WordTokenizer, unknown_words_reported
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tinystories_hf.config.parsing import StrictParser, build_dataclass, option
+from tinystories_hf.config.flags import StrictParser
+from tinystories_hf.config.parsing import build_dataclass, option
 from tinystories_hf.core.errors import UserError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinystories_hf.config.arguments import HubArguments
-from tinystories_hf.config.parsing import StrictParser
+from tinystories_hf.config.flags import StrictParser
 from tinystories_hf.core.errors import UserError
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from tinystories_hf.config.parsing import StrictParser
+from tinystories_hf.config.flags import StrictParser
 from tinystories_hf.core.errors import UserError
 
 

@@ -83,13 +83,18 @@ def _hub_split(data: DataArguments, commit: str, split: str) -> Split:
         resolve_commit(data.dataset, "dataset", commit)
         try:
             rows = datasets.load_dataset(
-                data.dataset, split=split, revision=commit, streaming=data.streaming
+                data.dataset,
+                data.dataset_config,
+                split=split,
+                revision=commit,
+                streaming=data.streaming,
             )
             names = rows.column_names or list(next(iter(rows), {}))  # None for some streams
         except (ValueError, datasets.exceptions.DatasetsError) as error:
             raise UserError(
-                f"dataset: cannot read split {split} of {data.dataset}: {error} Choose other splits"
-                " with train_split and validation_split; with validation_split null, a share of the"
+                f"dataset: cannot read split {split} of {data.dataset}: {error} Choose a"
+                " configuration with dataset_config, or other splits with train_split and"
+                " validation_split; with validation_split null, a share of the"
                 " training stories is held out"
             ) from error
         except Exception as error:  # network failures raise many exception types
@@ -111,4 +116,6 @@ def _hub_split(data: DataArguments, commit: str, split: str) -> Split:
         return stories_of_records(where, enumerate(records(), start=1), data.drop_null)
 
     identity = {"hub": data.dataset, "commit": commit, "split": split, "column": data.text_column}
+    if data.dataset_config is not None:
+        identity["config"] = data.dataset_config
     return Split(identity, stories)
