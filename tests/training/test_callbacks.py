@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tinystories_hf.data.tokenizer import train_tokenizer
 from tinystories_hf.data.toy import toy_stories
 from tinystories_hf.generation.generate import Story
 from tinystories_hf.training.callbacks import ConsoleLog, EvaluateAtEnd, StorySamples, _quoted
+from tinystories_hf.training.train import shows_live_line
 
 
 @pytest.fixture
@@ -73,6 +75,36 @@ def test_log_lines_are_readable(
         "step  40/100  loss 4.5000  lr 5.00e-04  1.2M tokens  2,500 tokens/s  0:02:00 left",
         "step  40/100  validation loss 4.2500",
     ]
+
+
+def test_a_terminal_shows_one_live_line_and_the_evaluations(
+    trainer_arguments: TrainerArguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = ConsoleLog(live=True)
+    console.on_train_begin(trainer_arguments, state(39), TrainerControl())
+    console.on_step_end(trainer_arguments, state(40), TrainerControl())
+    log = {"loss": 4.5, "learning_rate": 5e-4, "tokens_seen": 9, "tokens_per_second": 2500.4,
+           "seconds_per_step": 2.0}  # fmt: skip
+    console.on_log(trainer_arguments, state(40), TrainerControl(), logs=log)
+    console.on_log(trainer_arguments, state(40), TrainerControl(), logs={"eval_loss": 4.25})
+    console.on_train_end(trainer_arguments, state(40), TrainerControl())
+    found = capsys.readouterr()
+    assert found.out == "step  40/100  validation loss 4.2500\n"
+    last = found.err.rsplit("\r", 1)[-1]
+    assert last.startswith("training:  40%|")
+    assert last.rstrip().endswith("loss 4.5000, 2,500 tokens/s]")
+
+
+@pytest.mark.parametrize(
+    ("terminal", "disable_tqdm", "live"),
+    [(True, None, True), (False, None, False), (True, True, False), (False, False, True)],
+)
+def test_the_line_is_live_on_a_terminal_unless_the_settings_decide(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, disable_tqdm: bool | None, live: bool
+) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: terminal, raising=False)
+    assert shows_live_line(disable_tqdm) is live
 
 
 def test_a_sample_is_a_quotation_and_shows_where_it_was_cut_off() -> None:

@@ -246,6 +246,9 @@ class RunArguments:
             "Tom and Mia went to the park.",
         ],
     )
+    disable_tqdm: bool | None = option(
+        "print a line for each log entry instead of a progress bar; null: a bar on a terminal", None
+    )
     dataloader_num_workers: int = option("data-loader worker processes", 0)
     report_to: list[str] = option("experiment trackers, such as tensorboard, wandb or trackio", [])
     run_name: str | None = option(

@@ -95,7 +95,7 @@ REFUSED_FIELDS: dict[str, str] = {
 WATCHING = frozenset(
     {
         *("logging_strategy", "logging_first_step", "log_on_each_node", "log_level"),
-        *("log_level_replica", "disable_tqdm", "project", "trackio_space_id", "trackio_bucket_id"),
+        *("log_level_replica", "project", "trackio_space_id", "trackio_bucket_id"),
         *("trackio_static_space_id", "eval_strategy", "eval_delay", "eval_on_start"),
         *("save_strategy", "dataloader_pin_memory", "dataloader_persistent_workers"),
         *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "ddp_timeout"),

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -52,6 +53,8 @@ class StorySamples(TrainerCallback):
         self.prompts = prompts
         self.settings = GenerationArguments(seed=seed)
         self.latest: list[Story] = []
+        # Called with each section, to log it elsewhere too.
+        self.report: Callable[[str], None] = lambda _: None
 
     def on_train_begin(
         self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -87,6 +90,7 @@ class StorySamples(TrainerCallback):
         last = state.global_step - (step == str(state.global_step))
         before = _sections_until(path, last) or HEADING
         write_text(path, before + "\n".join([f"\n## Step {step}\n", *quoted]))
+        self.report("\n".join(quoted))
 
 
 def _quoted(story: Story) -> str:
@@ -129,7 +133,43 @@ class PublishCheckpoints(TrainerCallback):
 
 
 class ConsoleLog(TrainerCallback):
-    """Print one line per log entry, on the main process only."""
+    """Print one line per log entry, on the main process only; on a terminal, one live line.
+
+    With `live` the loss is shown in the line of a progress bar, with the rate and the time left,
+    and only evaluations are printed.
+    """
+
+    def __init__(self, live: bool = False) -> None:
+        self.live = live
+        self.bar: tqdm[Any] | None = None
+
+    def on_train_begin(
+        self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Show the live line."""
+        if self.live and state.is_world_process_zero:
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                unit=" steps",
+                desc="training",
+                dynamic_ncols=True,
+            )
+
+    def on_step_end(
+        self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Advance the live line."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def on_train_end(
+        self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Leave the live line as it is."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
 
     def on_log(
         self,
@@ -142,17 +182,36 @@ class ConsoleLog(TrainerCallback):
         """Print the metrics in this log entry."""
         if not state.is_world_process_zero:
             return
-        parts = [f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"]
+        if self.bar is None:
+            line = "  ".join([_step_of(state), *_metrics_of(state, logs)])
+            if line != _step_of(state):
+                print(line, flush=True)
+            return
         if "loss" in logs:
-            parts += [f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.2e}"]
-        if "eval_loss" in logs:
-            parts.append(f"validation loss {logs['eval_loss']:.4f}")
-        if "tokens_seen" in logs:
-            parts.append(f"{logs['tokens_seen'] / 1e6:,.1f}M tokens")
-        if "tokens_per_second" in logs:
-            left = state.max_steps - state.global_step
-            seconds = left * logs["seconds_per_step"]
-            parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
-            parts.append(f"{timedelta(seconds=round(seconds))} left")
-        if len(parts) > 1:
-            print("  ".join(parts), flush=True)
+            shown = [part for part in _metrics_of(state, logs) if part.startswith("loss")]
+            if "tokens_per_second" in logs:
+                shown.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+            self.bar.set_postfix_str(", ".join(shown))
+        elif metrics := _metrics_of(state, logs):
+            self.bar.write("  ".join([_step_of(state), *metrics]))
+
+
+def _step_of(state: TrainerState) -> str:
+    return f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
+
+
+def _metrics_of(state: TrainerState, logs: dict[str, float]) -> list[str]:
+    """Return the parts of a line about the metrics in a log entry, [] if none are shown."""
+    parts = []
+    if "loss" in logs:
+        parts += [f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.2e}"]
+    if "eval_loss" in logs:
+        parts.append(f"validation loss {logs['eval_loss']:.4f}")
+    if "tokens_seen" in logs:
+        parts.append(f"{logs['tokens_seen'] / 1e6:,.1f}M tokens")
+    if "tokens_per_second" in logs:
+        left = state.max_steps - state.global_step
+        seconds = left * logs["seconds_per_step"]
+        parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+        parts.append(f"{timedelta(seconds=round(seconds))} left")
+    return parts

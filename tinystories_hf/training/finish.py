@@ -24,6 +24,7 @@ from tinystories_hf.evaluation.suites.measure import SuiteTask, measure_suite
 from tinystories_hf.generation.generate import Story
 from tinystories_hf.model.loading import unsharded_model
 from tinystories_hf.training import checkpoints
+from tinystories_hf.training.trackers import log_to_trackers
 from tinystories_hf.training.trainer import StoryTrainer
 
 LOSS_PLOT = "loss.png"
@@ -55,6 +56,9 @@ def finish_run(
             write_results(run_dir, evaluated)
             plot_loss(trainer.state.log_history, run_dir / LOSS_PLOT, run_dir.name)
             write_card(run_dir)
+            loss = evaluated["loss"]["packed"]
+            final = {f"eval_final_{name}": loss[name] for name in ("loss", "bits_per_byte")}
+            log_to_trackers(trainer, final)
             record.end(run_dir, "finished")
             print_summary(
                 arguments, trainer.samples.latest, evaluated["loss"]["packed"], trainer.best_step()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     get_available_reporting_integrations,
@@ -38,23 +39,56 @@ def check_trackers(names: Sequence[str]) -> None:
             raise UserError(f"report_to: {name} is not installed; install it with pip, or omit it")
 
 
+def trackers_of(trainer: Trainer) -> list[TrainerCallback]:
+    """Return the callbacks of the trackers in use."""
+    kinds = tuple(INTEGRATION_TO_CALLBACK.values())
+    return [each for each in trainer.callback_handler.callbacks if type(each) in kinds]
+
+
+def log_to_trackers(trainer: Trainer, logs: Mapping[str, float | str]) -> None:
+    """Log numbers or text at the present step; names that begin with `eval_` are grouped."""
+    for callback in trackers_of(trainer):
+        callback.on_log(trainer.args, trainer.state, trainer.control, logs=dict(logs))
+
+
+@contextmanager
+def trackers_open(trainer: Trainer) -> Iterator[None]:
+    """Let trackers end with this block: the final loss is measured after the Trainer has ended."""
+    trackers = trackers_of(trainer)
+    for callback in trackers:
+        callback.on_train_end = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        for callback in trackers:
+            del callback.on_train_end
+            callback.on_train_end(
+                trainer.args,
+                trainer.state,
+                trainer.control,
+                model=trainer.model,
+                processing_class=trainer.processing_class,
+            )
+
+
 def start_trackers(trainer: Trainer) -> None:
     """Start the trackers before the Trainer does, so that they fail before the run writes files.
 
     Raises:
         UserError: a tracker cannot start, for example because the user is not logged in.
     """
-    for callback in trainer.callback_handler.callbacks:
-        for name, kind in INTEGRATION_TO_CALLBACK.items():
-            if type(callback) is kind and hasattr(callback, "setup"):
-                try:
-                    callback.on_train_begin(
-                        trainer.args,
-                        trainer.state,
-                        trainer.control,
-                        model=trainer.model,
-                        processing_class=trainer.processing_class,
-                    )
-                except Exception as error:  # each tracker has its own
-                    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-                    raise UserError(f"report_to: {name} cannot be started: {reason}") from error
+    names = {kind: name for name, kind in INTEGRATION_TO_CALLBACK.items()}
+    for callback in trackers_of(trainer):
+        if hasattr(callback, "setup"):
+            try:
+                callback.on_train_begin(
+                    trainer.args,
+                    trainer.state,
+                    trainer.control,
+                    model=trainer.model,
+                    processing_class=trainer.processing_class,
+                )
+            except Exception as error:  # each tracker has its own
+                name = names[type(callback)]
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
+                raise UserError(f"report_to: {name} cannot be started: {reason}") from error

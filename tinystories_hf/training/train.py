@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,7 @@ from tinystories_hf.training.run_directory import (
 )
 from tinystories_hf.training.session import describe_run
 from tinystories_hf.training.signals import StopRequest
-from tinystories_hf.training.trackers import start_trackers
+from tinystories_hf.training.trackers import start_trackers, trackers_open
 from tinystories_hf.training.trainer import StoryTrainer
 from tinystories_hf.training.trainer_arguments import build_trainer_arguments, check_optimizer
 
@@ -142,7 +143,7 @@ def train_and_finish(
     from tinystories_hf.training.finish import finish_run, measure_pretrained
 
     try:
-        with after_work_began():
+        with after_work_began(), trackers_open(trainer):
             if record.pretrained and start.checkpoint is None:
                 measure_pretrained(arguments, trainer, prepared, record)
             train_steps(trainer, start, arguments.data.context_length)
@@ -255,6 +256,13 @@ def check_epochs(rows: TrainingRows, trainer_arguments: TrainerArguments) -> Non
             raise UserError(f"{name}: a stream has no epochs; use steps")
 
 
+def shows_live_line(disable_tqdm: bool | None) -> bool:
+    """Return whether progress is one live line: on a terminal, unless the settings decide."""
+    if disable_tqdm is not None:
+        return not disable_tqdm
+    return all(stream is not None and stream.isatty() for stream in (sys.stdout, sys.stderr))
+
+
 def count_steps(training: RunArguments, plan: BatchPlan, prepared: PreparedData) -> int:
     """Return the number of optimizer steps of the complete run."""
     if training.max_steps > 0:
@@ -314,6 +322,7 @@ def build_trainer(
         weight_settings=determining,
         stop=stop or StopRequest(),
         samples=StorySamples(prepared.tokenizer, training.sample_prompts, training.seed),
+        live=shows_live_line(training.disable_tqdm),
         model=model,
         args=trainer_arguments,
         train_dataset=rows,

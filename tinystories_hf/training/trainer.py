@@ -24,6 +24,7 @@ from tinystories_hf.training.callbacks import ConsoleLog, EvaluateAtEnd, StorySa
 from tinystories_hf.training.checkpoints import Checkpoint
 from tinystories_hf.training.failures import StepLoss, check_losses, check_weights
 from tinystories_hf.training.signals import StopRequest
+from tinystories_hf.training.trackers import log_to_trackers
 from tinystories_hf.training.training_progress import (
     TrainingProgress,
     read_progress,
@@ -48,6 +49,7 @@ class StoryTrainer(Trainer):
         weight_settings: dict[str, Any],
         stop: StopRequest,
         samples: StorySamples,
+        live: bool = False,
         **kwargs: Any,
     ) -> None:
         self.plan = plan
@@ -66,9 +68,10 @@ class StoryTrainer(Trainer):
         self._clock_step: int | None = None
         self._temporary_folder: Path | None = None
         self._losses: list[StepLoss] = []
-        callbacks = [EvaluateAtEnd(), samples, ConsoleLog(), StopCallback(self)]
+        callbacks = [EvaluateAtEnd(), samples, ConsoleLog(live), StopCallback(self)]
         super().__init__(*args, callbacks=callbacks, **kwargs)
         self.remove_callback(PrinterCallback)
+        samples.report = lambda text: log_to_trackers(self, {"eval_samples": text})
         reduce_in_fp32(self.accelerator)
         # The optimizer checkpoints of sharded training have another format.
         self.weight_settings = {**weight_settings, "sharded": self.is_fsdp_enabled}
