@@ -21,8 +21,8 @@ from tinystories_hf.core.shipped import SCRIPT_OF, as_installed
 # What a checkout has beside the package.
 OUTSIDE = ("configs", "scripts", "tinystories_hf", "model_card.md", "README.md", "LICENSE",
            "pyproject.toml", "docs", "tests")  # fmt: skip
-SHORT = ("--toy_stories", "300", "--vocab_size", "320", "--max_steps", "20", "--eval_steps", "10",
-         "--save_steps", "10", "--max_eval_rows", "4")  # fmt: skip
+SHORT = ("--toy_stories", "300", "--vocab_size", "320", "--max_steps", "4", "--eval_steps", "4",
+         "--save_steps", "4", "--max_eval_rows", "4")  # fmt: skip
 
 
 def build(kind: str, tree: Path, into: Path) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import runpy
 import shutil
 import stat
 import sys
@@ -15,7 +14,6 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from tests.conftest import ROOT
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.loopback_state import StoredRepository
 from tests.support.publishing import REPO
@@ -29,6 +27,7 @@ from tinystories_hf.evaluation.evaluate import evaluate
 from tinystories_hf.generation.generate import load_for_generation
 from tinystories_hf.hub import publish
 from tinystories_hf.hub.arguments import parse_push_arguments
+from tinystories_hf.hub.push import push
 from tinystories_hf.training.resume import where_to_start
 from tinystories_hf.training.run_directory import lock_run_directory
 from tinystories_hf.web.onnx_export import export_onnx
@@ -61,9 +60,8 @@ def run_evaluate_script(*flags: str) -> None:
     evaluate(parse_evaluation_arguments(["--dataset", "toy", *flags]))
 
 
-def push(run: Path) -> None:
-    script = runpy.run_path(str(ROOT / "scripts" / "push_to_hub.py"))
-    script["push_run"](parse_push_arguments(["--model", str(run), "--repo", REPO]))
+def push_run(run: Path) -> None:
+    push(parse_push_arguments(["--model", str(run), "--repo", REPO]))
 
 
 def claim(run: Path) -> None:
@@ -88,7 +86,7 @@ TARGETS: dict[str, Callable[[Path, Path, str], object]] = {
         "--results", str(run / "eval_results.json"), "--output_dir", str(closed / "a")
     ),
     "model: an export": lambda closed, _run, _config: export_onnx(closed / "run"),
-    "model: a push": lambda closed, _run, _config: push(closed / "run"),
+    "model: a push": lambda closed, _run, _config: push_run(closed / "run"),
     "out: a page": lambda closed, run, _config: build_page({"xs": run}, closed / "site"),
     "json: a benchmark": lambda closed, _run, config: benchmark(config, closed / "a.json"),
 }

@@ -2,3 +2,6 @@
 
 import tests.support.forked  # noqa: F401
 import tinystories_hf.training.train  # noqa: F401
+from tinystories_hf.config.command_line import passed_fields
+
+passed_fields()  # reads the source of Transformers, and keeps what it found

@@ -60,7 +60,7 @@ def pretrained_of(run: Path) -> dict[str, Any]:
 def test_training_goes_on_from_the_loss_of_the_base_and_beats_a_fresh_start(
     base: Path, tmp_path: Path
 ) -> None:
-    flags = (*OTHER_STORIES, "--max_steps", "200", "--learning_rate", "1e-3", "--eval_steps", "100",
+    flags = (*OTHER_STORIES, "--max_steps", "100", "--learning_rate", "1e-3", "--eval_steps", "100",
              "--save_steps", "100", "--logging_steps", "50")  # fmt: skip
     said = train_forked(tmp_path, "--model_name_or_path", str(base), *flags).stdout
     measured = run_forked(

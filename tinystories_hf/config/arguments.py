@@ -167,8 +167,9 @@ class DataArguments:
         names, weights = [self.dataset, *self.other_datasets], self.dataset_weights
         if len(weights) != (len(names) if self.other_datasets else 0):
             raise UserError(
-                f"dataset_weights: {len(weights)} weights for {len(names)} datasets; give one for"
-                " each of several datasets, such as --dataset a b --dataset_weights 0.9 0.1"
+                f"dataset_weights: {len(weights)} weights for {len(names)} datasets (dataset and"
+                " other_datasets); give one for each of several datasets, such as"
+                " --dataset a b --dataset_weights 0.9 0.1"
             )
         if any(weight <= 0 for weight in weights):
             raise UserError(f"dataset_weights: must be positive, got {weights}")
