@@ -75,7 +75,7 @@ def test_random_and_hostile_calls_stay_in_their_memory(
     assert done.stdout.startswith(f"{CALLS[part]} returned, ")
 
 
-# A fault a file, of the kind that the real ones have been.
+# The negative control: a fault a file, of the kind that the real ones have been.
 PLANTED = {
     "kernels": ("model/kernels.cpp", "labels[c] >= vocabulary", "labels[c] > vocabulary"),
     "words": ("data/tokenize.cpp", "count > size", "false"),
@@ -87,6 +87,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", CALLS)
 def test_the_same_calls_find_a_planted_fault(part: str, tmp_path: Path, preloaded: str) -> None:
     name, right, wrong = PLANTED[part]

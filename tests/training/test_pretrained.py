@@ -60,8 +60,8 @@ def pretrained_of(run: Path) -> dict[str, Any]:
 def test_training_goes_on_from_the_loss_of_the_base_and_beats_a_fresh_start(
     base: Path, tmp_path: Path
 ) -> None:
-    flags = (*OTHER_STORIES, "--max_steps", "100", "--learning_rate", "1e-3", "--eval_steps", "100",
-             "--save_steps", "100", "--logging_steps", "50")  # fmt: skip
+    flags = (*OTHER_STORIES, "--max_steps", "60", "--learning_rate", "1e-3", "--eval_steps", "60",
+             "--save_steps", "60", "--logging_steps", "30")  # fmt: skip
     said = train_forked(tmp_path, "--model_name_or_path", str(base), *flags).stdout
     measured = run_forked(
         tmp_path, script, "evaluate.py",
@@ -99,7 +99,7 @@ def test_a_run_that_started_from_weights_and_is_killed_resumes_bit_identically(
         Kill("finishing", draw.uniform(0, 0.5)),
     ]
     more = ("--model_name_or_path", str(base), "--toy_seed", "5", "--output_dir", "run")
-    assert soak(tmp_path, kills, 30, begin=fork, more=more).total() >= 4
+    assert soak(tmp_path, kills, 20, begin=fork, more=more).total() >= 4
     records = [pretrained_of(tmp_path / name / "run") for name in ("reference", "disturbed")]
     losses = [record["loss"]["packed"]["loss"] for record in records]
     assert losses[0] == losses[1], "that of the base, not of a checkpoint"

@@ -73,33 +73,34 @@ class AskToStop(TrainerCallback):
             self.stop.handle(signal.SIGTERM, None)
 
 
-@pytest.mark.parametrize(
-    ("event", "step", "saved"),
-    [
-        ("on_step_begin", 4, 5),  # in the middle of a running loss
-        ("on_step_end", 10, 10),  # when a checkpoint and an evaluation are due
-        ("on_prediction_step", 10, 10),  # in the middle of that evaluation
-        ("on_prediction_step", 20, 20),  # in the last one
-        ("on_step_end", 20, 20),
-    ],
+STOPS = (
+    ("on_step_begin", 4, 5),  # in the middle of a running loss
+    ("on_step_end", 10, 10),  # when a checkpoint and an evaluation are due
+    ("on_prediction_step", 10, 10),  # in the middle of that evaluation
+    ("on_prediction_step", 20, 20),  # in the last one
+    ("on_step_end", 20, 20),
 )
+
+
 def test_a_stop_at_any_point_does_not_change_log_samples_or_weights(
-    tiny_arguments: Parse, tmp_path: Path, event: str, step: int, saved: int
+    tiny_arguments: Parse, tmp_path: Path
 ) -> None:
     whole = train_here(tiny_arguments(*UNEVEN, "--output_dir", str(tmp_path / "whole")))
-    resumed = tiny_arguments(*UNEVEN, "--resume_from_checkpoint", "auto")
-    stop = StopRequest()
-    with pytest.raises(Stopped, match=f"by SIGTERM after step {saved}, "):
-        train_here(resumed, stop, AskToStop(stop, event, step))
-    again = train_here(resumed)
-    assert log_of(again) == log_of(whole)
-    assert (tmp_path / "run/samples.md").read_text() == (tmp_path / "whole/samples.md").read_text()
-    first, second = (
-        load_file(tmp_path / name / "checkpoint-20" / "model.safetensors")
-        for name in ("whole", "run")
-    )
-    assert first.keys() == second.keys()
-    assert all(first[name].equal(second[name]) for name in first)
+    expected = load_file(tmp_path / "whole" / "checkpoint-20" / "model.safetensors")
+    for event, step, saved in STOPS:
+        run = tmp_path / f"{event}-{step}"
+        place = ("--output_dir", str(run), "--resume_from_checkpoint", "auto")
+        resumed = tiny_arguments(*UNEVEN, *place)
+        stop = StopRequest()
+        with pytest.raises(Stopped, match=f"by SIGTERM after step {saved}, "):
+            train_here(resumed, stop, AskToStop(stop, event, step))
+        again = train_here(resumed)
+        assert log_of(again) == log_of(whole), (event, step)
+        samples = (tmp_path / "whole" / "samples.md").read_text()
+        assert (run / "samples.md").read_text() == samples, (event, step)
+        found = load_file(run / "checkpoint-20" / "model.safetensors")
+        assert found.keys() == expected.keys()
+        assert all(found[name].equal(expected[name]) for name in found), (event, step)
 
 
 class Killed(BaseException):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import LAUNCH, ROOT, TINY_CONFIG, environment, made_once, train_tiny
+from tests.conftest import LAUNCH, ROOT, TINY_CONFIG, environment, made_once
 from tests.support.forked import free_port, launched, start_forked, train_forked
 from tinystories_hf.data.manifest import rows_file
 
@@ -44,7 +44,7 @@ def check_the_same(folder: Path, alone: Path, processes: int) -> None:
 
 
 def test_several_processes_train_as_one(tmp_path: Path, alone: Path) -> None:
-    train_tiny(tmp_path, *FLAGS, num_processes=2)
+    train_forked(tmp_path, *FLAGS, num_processes=2)
     check_the_same(tmp_path, alone, 2)
 
 

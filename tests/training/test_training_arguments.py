@@ -19,11 +19,11 @@ from tinystories_hf.training.signals import StopRequest
 
 Parse = Callable[..., Arguments]
 DROPOUT = ("--attention_dropout", "0.1", "--resid_dropout", "0.1")
-BASE = ("--max_steps", "20", "--eval_steps", "5", "--save_steps", "5", "--logging_steps", "3")
+BASE = ("--max_steps", "12", "--eval_steps", "4", "--save_steps", "4", "--logging_steps", "3")
 KINDS = {
     "adafactor, warmup_stable_decay": (
         *("--optim", "adafactor", "--lr_scheduler_type", "warmup_stable_decay"),
-        *("--lr_scheduler_kwargs", '{"num_decay_steps": 6}', "--warmup_steps", "4"),
+        *("--lr_scheduler_kwargs", '{"num_decay_steps": 3}', "--warmup_steps", "2"),
     ),
     "sgd, cosine_with_min_lr, checkpointing": (
         *("--optim", "sgd", "--gradient_checkpointing"),
@@ -61,7 +61,7 @@ def test_a_run_that_is_stopped_resumes_bit_identically(
     """Stopped between two evaluations, and in the middle of one that a checkpoint follows."""
     flags = (*BASE, *DROPOUT, *KINDS[kind])
     whole = train_here(tiny_arguments(*flags, "--output_dir", str(tmp_path / "whole")))
-    for event, step in (("on_step_end", 7), ("on_prediction_step", 10)):
+    for event, step in (("on_step_end", 5), ("on_prediction_step", 8)):
         place = ("--output_dir", str(tmp_path / event), "--resume_from_checkpoint", "auto")
         stop = StopRequest()
         with pytest.raises(Stopped):
@@ -125,7 +125,7 @@ def test_after_a_move_the_best_checkpoint_is_found(tiny_arguments: Parse, tmp_pa
     whole = train_here(tiny_arguments(*flags, "--output_dir", str(tmp_path / "whole")))
     stop = StopRequest()
     with pytest.raises(Stopped):
-        train_here(tiny_arguments(*flags), stop, AskToStop(stop, "on_step_end", 17))
+        train_here(tiny_arguments(*flags), stop, AskToStop(stop, "on_step_end", 10))
     (tmp_path / "run").rename(tmp_path / "moved")
     moved = ("--output_dir", str(tmp_path / "moved"), "--resume_from_checkpoint", "auto")
     again = train_here(tiny_arguments(*flags, *moved))
