@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -66,6 +67,11 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     Processes of pytest-xdist that began in different seconds would collect different tests.
     """
     return argname if isinstance(val, bytes) else None
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported out of the garbage collections of accelerate: 0.2 s in each run."""
+    gc.freeze()
 
 
 LAUNCHING_FIXTURES = {
