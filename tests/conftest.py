@@ -80,12 +80,12 @@ LAUNCHING_FIXTURES = {
 }
 LAUNCHING_CALLS = {
     *("subprocess", "train_tiny", "train_forked", "run_forked", "start_forked", "start", "soak"),
-    *("load_stock", "evaluate"),
+    *("load_stock", "evaluate", "peak_memory"),
 }
 LAUNCHING_FILES = {
     *("test_sanitizers.py", "test_disk_full.py", "test_scale_out.py", "test_sharding.py"),
     *("test_signals.py", "test_page_in_browser.py", "test_failures.py", "test_onnx_export.py"),
-    "test_library.py",
+    *("test_library.py", "test_installed.py"),
 }
 
 
