@@ -61,7 +61,10 @@ def test_a_run_that_is_stopped_resumes_bit_identically(
     """Stopped between two evaluations, and in the middle of one that a checkpoint follows."""
     flags = (*BASE, *DROPOUT, *KINDS[kind])
     whole = train_here(tiny_arguments(*flags, "--output_dir", str(tmp_path / "whole")))
-    for event, step in (("on_step_end", 5), ("on_prediction_step", 8)):
+    stops = [("on_step_end", 5), ("on_prediction_step", 8)]
+    if "best" not in kind and "plateau" not in kind:  # evaluations decide nothing
+        stops = stops[:1]
+    for event, step in stops:
         place = ("--output_dir", str(tmp_path / event), "--resume_from_checkpoint", "auto")
         stop = StopRequest()
         with pytest.raises(Stopped):
@@ -75,7 +78,7 @@ def test_a_run_that_is_stopped_resumes_bit_identically(
 
 def test_each_of_these_fields_has_an_effect(tiny_arguments: Parse, tmp_path: Path) -> None:
     """Otherwise the comparison above would show nothing."""
-    flags = ("--max_steps", "8", "--eval_steps", "4", "--save_steps", "4", *DROPOUT)
+    flags = ("--max_steps", "4", "--eval_steps", "2", "--save_steps", "2", *DROPOUT)
     found = [
         log_of(train_here(tiny_arguments(*flags, *more, "--output_dir", str(tmp_path / name))))
         for name, more in {"plain": (), **KINDS}.items()
