@@ -142,7 +142,7 @@ def test_a_mixture_is_the_same_for_any_number_of_processes(
 def test_a_run_on_a_mixture_resumes_exactly(
     mixture: Callable[..., Arguments], tmp_path: Path
 ) -> None:
-    flags = ("--max_steps", "20", "--resid_dropout", "0.1", "--logging_steps", "3")
+    flags = ("--max_steps", "10", "--resid_dropout", "0.1", "--logging_steps", "3")
     whole = train_here(mixture(*flags, "--output_dir", str(tmp_path / "whole")))
     resumed = mixture(*flags, "--resume_from_checkpoint", "auto")
     stop = StopRequest()

@@ -191,7 +191,7 @@ def test_a_value_of_any_type_is_taken_as_it_is_or_refused_by_key(
 
 
 @holds_for(
-    300,
+    150,
     name=st.sampled_from(NAMES * 9 + ["", "é", "nam", "n: 1", "true"]),
     value=st.sampled_from(ODD_VALUES),
     lines=st.just([]) | st.lists(st.sampled_from(ODD_LINES), max_size=1),
@@ -250,7 +250,7 @@ words = (
 
 
 @holds_for(
-    300,
+    200,
     pairs=st.lists(st.tuples(flags, st.lists(words, max_size=2)) | st.tuples(words), max_size=3),
 )
 def test_any_command_line_is_understood_or_refused_by_flag(
