@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPTNeoConfig
 
 from tests.conftest import ROOT
 from tinystories_hf.benchmark.counting import operations_per_token
@@ -94,6 +95,13 @@ def test_any_configuration_is_measured_into_a_json_that_makes_the_tables(
     for part in ("evaluation", "trainer", "generation"):
         assert found["parts"][part]["ours"]["median"] > 0
         assert found["parts"][part]["stock"]["median"] > 0
+
+
+def test_a_pretrained_model_is_not_measured_in_silence(tmp_path: Path) -> None:
+    GPTNeoConfig().save_pretrained(tmp_path)
+    flags = ["--model_name_or_path", str(tmp_path), "--output_dir", "x"]
+    with pytest.raises(UserError, match="measures models with random weights"):
+        parse_benchmark_arguments(flags)
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)

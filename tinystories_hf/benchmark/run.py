@@ -59,7 +59,7 @@ def parse_benchmark_arguments(
     """Read the command line: the flags of a run and those of `BenchmarkArguments`.
 
     Raises:
-        UserError: as `parse_arguments`, or an unknown part.
+        UserError: as `parse_arguments`, an unknown part, or a pretrained model.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = StrictParser("", add_help=False)
@@ -69,6 +69,11 @@ def parse_benchmark_arguments(
     namespace, rest = parser.parse_known_args(argv)
     own = {key: Setting(value, f"--{key}") for key, value in vars(namespace).items()}
     arguments = parse_arguments(rest, description=description)
+    if arguments.model.model_name_or_path is not None:
+        raise UserError(
+            "model_name_or_path: the benchmark measures models with random weights; give the shape,"
+            " such as --hidden_size and --num_layers"
+        )
     return BenchmarkRequest(build_dataclass(BenchmarkArguments, own), arguments)
 
 
