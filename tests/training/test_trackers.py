@@ -47,20 +47,20 @@ def test_a_tracker_that_cannot_start_is_one_message_and_leaves_no_run_behind(
 
 
 class Listening(TrainerCallback):
-    """A tracker that notes what it is told."""
+    """A tracker that records the calls of its methods."""
 
-    told: ClassVar[list[str]] = []
+    received: ClassVar[list[str]] = []
 
     def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
-        self.told.extend(key for key in logs if key == "eval_samples" or "final" in key)
+        self.received.extend(key for key in logs if key == "eval_samples" or "final" in key)
         if "eval_samples" in logs:
             assert logs["eval_samples"].startswith("> **Once upon a time**")
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        self.told.append("end")
+        self.received.append("end")
 
 
-def test_a_tracker_is_told_the_samples_and_the_final_loss_before_it_ends(
+def test_a_tracker_receives_the_samples_and_the_final_loss_before_it_ends(
     tiny_arguments: Parse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tensorboard", Listening)
@@ -68,10 +68,10 @@ def test_a_tracker_is_told_the_samples_and_the_final_loss_before_it_ends(
         "tinystories_hf.training.trackers.get_available_reporting_integrations",
         lambda: ["tensorboard"],
     )
-    Listening.told.clear()
+    Listening.received.clear()
     train(tiny_arguments("--max_steps", "4", "--eval_steps", "2", "--report_to", "tensorboard"))
     final = ["eval_final_loss", "eval_final_bits_per_byte"]
-    assert Listening.told == ["eval_samples", "eval_samples", *final, "end"]
+    assert Listening.received == ["eval_samples", "eval_samples", *final, "end"]
 
 
 def test_a_run_that_failed_before_its_first_step_does_not_block_the_next(

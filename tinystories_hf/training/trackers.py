@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from transformers import Trainer, TrainerCallback
@@ -62,13 +62,18 @@ def trackers_open(trainer: Trainer) -> Iterator[None]:
     finally:
         for callback in trackers:
             del callback.on_train_end
-            callback.on_train_end(
-                trainer.args,
-                trainer.state,
-                trainer.control,
-                model=trainer.model,
-                processing_class=trainer.processing_class,
-            )
+            _call(callback.on_train_end, trainer)
+
+
+def _call(event: Callable[..., object], trainer: Trainer) -> None:
+    """Call a method of a tracker's callback as the Trainer does."""
+    event(
+        trainer.args,
+        trainer.state,
+        trainer.control,
+        model=trainer.model,
+        processing_class=trainer.processing_class,
+    )
 
 
 def start_trackers(trainer: Trainer) -> None:
@@ -81,13 +86,7 @@ def start_trackers(trainer: Trainer) -> None:
     for callback in trackers_of(trainer):
         if hasattr(callback, "setup"):
             try:
-                callback.on_train_begin(
-                    trainer.args,
-                    trainer.state,
-                    trainer.control,
-                    model=trainer.model,
-                    processing_class=trainer.processing_class,
-                )
+                _call(callback.on_train_begin, trainer)
             except Exception as error:  # each tracker has its own
                 name = names[type(callback)]
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
