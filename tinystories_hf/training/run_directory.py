@@ -71,8 +71,8 @@ def check_run_directory_is_shared(run_dir: Path) -> None:
 def is_finished(run_dir: Path, start: StartPoint, max_steps: int, save_strategy: str) -> bool:
     """Return whether a run of `max_steps` steps is finished, including its results and card.
 
-    With a `save_strategy` other than steps the last step may have no checkpoint, and the results
-    tell how many steps were trained.
+    With a `save_strategy` other than steps the last step may have no checkpoint; the number of
+    steps is read from the results.
     """
     if not (run_dir / run_record.RUN_RECORD).exists():
         return False

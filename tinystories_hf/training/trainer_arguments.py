@@ -79,7 +79,7 @@ def build_trainer_arguments(training: RunArguments, plan: BatchPlan) -> TrainerA
         settings["metric_for_best_model"] = "loss"
     try:
         built = TrainerArguments(**{**settings, **further})
-    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         if not further:
             raise
         reason = " ".join(str(error).split())
