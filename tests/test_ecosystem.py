@@ -104,7 +104,9 @@ def test_a_documented_use_of_another_library_works(
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "xs").symlink_to(trained_run)
     code = SNIPPETS[name] + AFTER.get(name, "")
-    print(run_there(other_python, tmp_path, "-c", code, HF_HUB_OFFLINE="1")[-300:])
+    code += "\nprint('the snippet ran to its end')"
+    said = run_there(other_python, tmp_path, "-c", code, HF_HUB_OFFLINE="1")
+    assert said.endswith("the snippet ran to its end\n")
 
 
 @pytest.mark.slow
