@@ -24,7 +24,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any
         monkeypatch.setattr(kernels, "kernels_available", lambda: False)
     elif not kernels.kernels_available():
         pytest.skip("needs a C++ compiler with OpenMP, which is not there")
-    monkeypatch.setitem(cross_entropy.CHUNK_BYTES, "cpu", 48 * VOCABULARY * 4)
+    monkeypatch.setattr(cross_entropy, "CPU_CHUNK_BYTES", 48 * VOCABULARY * 4)
     return request.param
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -28,22 +32,46 @@ def has_tf32() -> bool:
 
 @contextmanager
 def restoring_precision() -> Iterator[None]:
-    """Restore the fp32 precision afterwards: the Trainer enables TF32 for the whole process."""
-    backends: Any = torch.backends  # its type stubs lack fp32_precision
-    before = backends.fp32_precision
+    """Restore the fp32 precision afterwards: the Trainer enables TF32 for the whole process.
+
+    PyTorch has a setting for everything and one for each kind of operation, which inherits it until
+    it is set. torch.compile sets that of matrix products to what it inherits, from where on the
+    general setting no longer reaches them.
+    """
+    general: Any = torch.backends  # its type stubs lack fp32_precision
+    products: Any = torch.backends.cuda.matmul
+    before, of_products = general.fp32_precision, products.fp32_precision
     try:
         yield
     finally:
-        backends.fp32_precision = before
+        general.fp32_precision = before
+        products.fp32_precision = "none" if of_products == before else of_products
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Disable TF32 inside the block."""
-    backends: Any = torch.backends
+    """Disable TF32 inside the block, also after a compilation (see `restoring_precision`)."""
+    general: Any = torch.backends
+    products: Any = torch.backends.cuda.matmul
     with restoring_precision():
-        backends.fp32_precision = "ieee"
+        general.fp32_precision = products.fp32_precision = "ieee"
         yield
+
+
+@contextmanager
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """Use only algorithms whose results are the same bits each time, if `enabled`."""
+    if not enabled:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    # cuBLAS requires it, and reads it when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def reduce_in_fp32(accelerator: Any) -> None:
@@ -58,12 +86,29 @@ def reduce_in_fp32(accelerator: Any) -> None:
         )
 
 
-def should_compile(torch_compile: bool | Literal["auto"]) -> bool:
-    """Return whether the blocks are compiled for training.
+def should_compile(torch_compile: bool | Literal["auto"], kind: str | None = None) -> bool:
+    """Return whether the blocks are compiled for training, by default on the device that is found.
 
-    Not on the CPU: compiled blocks cannot use this package's kernel (docs/benchmarks.md).
+    `auto`: on a GPU, if the machine can compile. Not on the CPU: compiled blocks cannot use this
+    package's kernel (docs/benchmarks.md).
     """
-    return device_type() == "cuda" if torch_compile == "auto" else torch_compile
+    if torch_compile != "auto":
+        return torch_compile
+    return (kind or device_type()) == "cuda" and missing_for_compilation() is None
+
+
+def missing_for_compilation() -> str | None:
+    """Return what torch.compile needs and this machine lacks, as a message, or None.
+
+    PyTorch's compilers, Inductor and Triton, build C extensions of Python while they run.
+    """
+    named = shlex.split(os.environ.get("CC") or "")[:1]
+    if not any(shutil.which(name) for name in named or ["gcc", "clang"]):
+        tried = f" as CC={named[0]}" if named else ""
+        return f"no C compiler was found{tried}; install gcc or clang"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python's headers (Python.h) are missing; install them, such as python3-dev"
+    return None
 
 
 def device_type() -> str:

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 from transformers import GPTNeoConfig
 from transformers.cache_utils import Cache
 from transformers.models.gpt_neo import modeling_gpt_neo
 
 from tinystories_hf.config.model_arguments import FLASH_REFUSED
-from tinystories_hf.model import kernels
+from tinystories_hf.model import gpu_attention, kernels
 from tinystories_hf.model.attention_mask import columns, seen_keys, within
 from tinystories_hf.model.kernels import AttentionSettings
 
@@ -157,6 +156,8 @@ class GPTNeoAttention(modeling_gpt_neo.GPTNeoSelfAttention):
         """Attend in PyTorch; all tensors but the mask are (batch, heads, length, head_dim)."""
         length = query.shape[-2]
         is_causal = False
+        if self._has_flash_window(query, key, mask):
+            return gpu_attention.attend_in_window(query, key, value, self.window, dropout)
         if isinstance(
             offset, torch.Tensor
         ):  # of a static cache, on whose values the code may not branch
@@ -173,8 +174,17 @@ class GPTNeoAttention(modeling_gpt_neo.GPTNeoSelfAttention):
                 is_causal = True
             else:
                 mask = within(mask, self._seen(query, key, offset), query.dtype)
-        return functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=1.0
+        return gpu_attention.attend(query, key, value, mask, dropout, is_causal=is_causal)
+
+    def _has_flash_window(
+        self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None
+    ) -> bool:
+        return (
+            gpu_attention.on_gpu(query)
+            and query.dtype in gpu_attention.HALF
+            and mask is None
+            and query.shape[-2] == key.shape[-2] > self.window
+            and gpu_attention.has_flash_window()
         )
 
     def _seen(

@@ -8,6 +8,8 @@ linear cross-entropy).
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,9 +26,18 @@ INTEGERS = (
     *(torch.int64, torch.int32, torch.int16, torch.int8),
     *(torch.uint8, torch.uint16, torch.uint32),
 )
-# Bytes of logits held at once. On the CPU they stay in the last-level cache; on a GPU there must be
-# enough of them to keep it busy.
-CHUNK_BYTES = {"cpu": 13 * 2**20, "cuda": 2**29}
+# Bytes of logits held at once. On the CPU they stay in the last-level cache.
+CPU_CHUNK_BYTES = 13 * 2**20
+# On other devices there must be enough of them to keep the device busy, and they must leave room:
+# without compilation the loss takes 7 times their size. The limits are an estimate.
+LEAST_CHUNK_BYTES, MOST_CHUNK_BYTES = 2**25, 2**29
+CHUNKS_IN_FREE_MEMORY = 16
+
+# Takes hidden states, the weight, labels and whether the gradient is wanted; returns the losses and
+# the gradient of the logits, (vocabulary, tokens).
+_Chunk = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, bool], tuple[torch.Tensor, torch.Tensor]
+]
 
 
 def causal_lm_loss(
@@ -35,6 +46,8 @@ def causal_lm_loss(
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
     shift_labels: torch.Tensor | None = None,
+    *,
+    compiled: bool = False,
 ) -> torch.Tensor:
     """Return the mean next-token loss in nats, as Transformers' `GPTNeoForCausalLM` defines it.
 
@@ -45,6 +58,9 @@ def causal_lm_loss(
         num_items_in_batch: the divisor of the sum, for gradient accumulation over several batches;
             by default the number of labels that are not ignored.
         shift_labels: labels that are shifted already, used instead of `labels`.
+        compiled: compile the loss and its gradient for this number of tokens, where the CPU's
+            kernel cannot be used. It then takes a quarter of the memory traffic (counted, not
+            measured on a GPU).
 
     Raises:
         IndexError: a label is neither -100 nor in the vocabulary (on a GPU: the device's assert).
@@ -57,7 +73,7 @@ def causal_lm_loss(
     else:
         targets = _as_targets(shift_labels, hidden_states)
     total: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_states, weight, targets.flatten(), _head_dtype(hidden_states)
+        hidden_states, weight, targets.flatten(), _head_dtype(hidden_states), compiled
     )
     if num_items_in_batch is None:
         num_items_in_batch = (targets != IGNORED).sum()
@@ -79,7 +95,8 @@ def token_losses(
     """
     labels = _as_targets(labels, hidden_states)
     dtype = _head_dtype(hidden_states)
-    return _by_chunks(hidden_states.to(dtype), weight.to(dtype), labels, with_gradient=False)[0]
+    states, weight = hidden_states.to(dtype), weight.to(dtype)
+    return _by_chunks(states, weight, labels, with_gradient=False, compiled=False)[0]
 
 
 def _as_targets(labels: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -144,11 +161,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: torch.Tensor,
         labels: torch.Tensor,
         dtype: torch.dtype,
+        compiled: bool,
     ) -> torch.Tensor:
         wanted = any(ctx.needs_input_grad)
         with torch.autocast(hidden_states.device.type, enabled=False):
+            states, weight_now = hidden_states.to(dtype), weight.to(dtype)
             losses, *grads = _by_chunks(
-                hidden_states.to(dtype), weight.to(dtype), labels, with_gradient=wanted
+                states, weight_now, labels, with_gradient=wanted, compiled=compiled
             )
         if wanted:
             ctx.save_for_backward(*grads)
@@ -162,11 +181,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad.mul_(grad_total).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return (*grads, None, None)
+        return (*grads, None, None, None)
 
 
 def _by_chunks(
-    hidden_states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, *, with_gradient: bool
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    with_gradient: bool,
+    compiled: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return losses (tokens,) and the gradients of states and weight; all but states at least fp32.
 
@@ -178,7 +202,11 @@ def _by_chunks(
     grad_states = torch.empty_like(hidden_states) if with_gradient else losses.new_empty(0)
     grad_weight = torch.zeros_like(weight, dtype=wide) if with_gradient else losses.new_empty(0)
     chunk = chunk_tokens(weight)
-    one = _kernel_chunk if kernels.can_read(weight) else _torch_chunk
+    one: _Chunk = _kernel_chunk if kernels.can_read(weight) else _torch_chunk
+    if one is _torch_chunk and compiled and with_gradient and tokens:
+        _check_labels(labels, len(weight))
+        chunk = -(-tokens // -(-tokens // chunk))  # one size for all chunks is compiled once
+        one = functools.partial(_compiled_chunk, size=chunk)
     for start in range(0, tokens, chunk):
         part = slice(start, start + chunk)
         states = hidden_states[part]
@@ -189,15 +217,47 @@ def _by_chunks(
                 grad_weight.addmm_(gradient, states)
             else:
                 grad_weight += gradient @ states
+        del gradient  # or it would still be held while the next chunk is computed
     return losses, grad_states, grad_weight
 
 
 def chunk_tokens(weight: torch.Tensor) -> int:
     """Return how many tokens' logits are computed at a time, a multiple of the kernel's vectors."""
-    chunk = CHUNK_BYTES.get(weight.device.type, 2**29) // max(
-        1, len(weight) * weight.element_size()
-    )
+    size = CPU_CHUNK_BYTES if weight.device.type == "cpu" else _device_chunk_bytes(weight.device)
+    chunk = size // max(1, len(weight) * weight.element_size())
     return max(kernels.LANES, chunk // kernels.LANES * kernels.LANES)
+
+
+def _device_chunk_bytes(device: torch.device) -> int:
+    """Return how many bytes of logits an accelerator holds at once.
+
+    Deterministic runs always use the least, since the size decides in which order sums are taken.
+    """
+    if torch.are_deterministic_algorithms_enabled() or device.type != "cuda":
+        return LEAST_CHUNK_BYTES
+    return chunk_bytes_for(_free_memory(device))
+
+
+@functools.cache
+def _free_memory(device: torch.device) -> int:
+    """Return the bytes that were free at the first call: later sizes would be compiled again."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def chunk_bytes_for(free: int) -> int:
+    """Return the bytes of logits to hold at once if so many bytes are free: a power of two."""
+    share = max(1, free // CHUNKS_IN_FREE_MEMORY)
+    return min(MOST_CHUNK_BYTES, max(LEAST_CHUNK_BYTES, 1 << (share.bit_length() - 1)))
+
+
+def _check_labels(labels: torch.Tensor, vocabulary: int) -> None:
+    """Raise an IndexError for a label outside the vocabulary; a GPU reports it later by itself."""
+    allowed = (labels == IGNORED) | ((labels >= 0) & (labels < vocabulary))
+    if labels.device.type == "cuda":
+        torch._assert_async(allowed.all(), "a label is outside the vocabulary")
+    elif not allowed.all():
+        raise IndexError(f"Target {labels[~allowed][0]} is out of bounds.")
 
 
 def _kernel_chunk(
@@ -232,3 +292,44 @@ def _torch_chunk(
     gradient[torch.arange(len(labels), device=labels.device), labels.clamp(min=0)] -= 1
     gradient *= counted[:, None]
     return losses, gradient.to(logits.dtype).t()
+
+
+def _compiled_chunk(
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    _with_gradient: bool,
+    *,
+    size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same with one compiled function, always with the gradient.
+
+    A chunk of fewer than `size` tokens is filled up, so that it is compiled once.
+    """
+    tokens = len(labels)
+    states = functional.pad(states, (0, 0, 0, size - tokens))
+    labels = functional.pad(labels, (0, size - tokens), value=IGNORED)
+    logits = states @ weight.t()
+    losses = _compiled_loss()(logits, labels)
+    return losses[:tokens], logits[:tokens].t()
+
+
+@functools.cache
+def _compiled_loss() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    return torch.compile(_loss_and_gradient_, dynamic=False)
+
+
+def _loss_and_gradient_(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the losses (tokens,), and replace the logits (tokens, vocabulary) by their gradient.
+
+    The label is found by comparison instead of by index, so that everything is one pass over the
+    logits, written in place. Compiled: without compilation it would take several copies of them.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_sums = wide.logsumexp(-1)
+    is_label = torch.arange(logits.shape[-1], device=logits.device) == labels[:, None]
+    counted = labels != IGNORED
+    losses = torch.where(counted, log_sums - (wide * is_label).sum(-1), 0.0)
+    gradient = (wide - log_sums[:, None]).exp() - is_label.to(wide.dtype)
+    logits.copy_(gradient * counted[:, None])
+    return losses

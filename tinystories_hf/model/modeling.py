@@ -106,7 +106,7 @@ class GPTNeoForCausalLM(ChosenAttention, stock.GPTNeoForCausalLM, GenerationMixi
         self.post_init()
 
     def compile_training(self) -> None:
-        """Compile the blocks for training steps, which all have the same shape.
+        """Compile the blocks and the loss for training steps, which all have the same shape.
 
         Evaluation and generation, whose shapes vary, run without compilation. The names of the
         weights do not change.
@@ -164,7 +164,12 @@ class GPTNeoForCausalLM(ChosenAttention, stock.GPTNeoForCausalLM, GenerationMixi
             more = dict(self.transformer(**given, return_dict=True))
             hidden_states = more.pop("last_hidden_state")
         loss = causal_lm_loss(
-            hidden_states, self.lm_head.weight, labels, num_items_in_batch, shift_labels
+            hidden_states,
+            self.lm_head.weight,
+            labels,
+            num_items_in_batch,
+            shift_labels,
+            compiled=self.training and self.compiled_rows is not None,
         )
         return CausalLMOutputWithPast(loss=loss, **more)
 
