@@ -42,6 +42,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         ("true", "fp16", [], True, "the setting is true, but .* mixed_precision fp16;"),
         ("false", "no", ["--mixed_precision", "no"], True, "no"),
         ("false", "no", [], True, "no"),
+        ("false", "fp16", ["--mixed_precision", "fp16"], True, "fp16"),
         ("false", "bf16", [], True, "the setting is false, but .* mixed_precision bf16;"),
     ],
 )

@@ -37,8 +37,9 @@ def test_per_device_batch_and_accumulation_are_derived_from_the_global_batch(
 @pytest.mark.parametrize(
     ("total", "processes", "per_device", "message"),
     [
-        ("80", 3, "null", "not divisible by 3 processes; use 78 or 81"),
-        ("2", 4, "null", "not divisible by 4 processes"),
+        ("80", 3, "null", "not divisible by 3 processes; use 78 or 81, or start 2 processes"),
+        ("80", 6, "null", "use 78 or 84, or start 5 processes"),
+        ("2", 4, "null", "not divisible by 4 processes; use 4, or start 2 processes"),
         ("80", 1, "7", "per_device_train_batch_size 7; use one of 1, 2, 4, 5"),
     ],
 )

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.support.forked import train_forked
 from tests.training.test_resume import AskToStop, log_of, train_here
 from tinystories_hf.config.command_line import Arguments
+from tinystories_hf.core import device
 from tinystories_hf.core.errors import Stopped, UserError
+from tinystories_hf.model import kernels
+from tinystories_hf.model.modeling import GPTNeoForCausalLM, build_config
+from tinystories_hf.training import session, trainer_arguments
+from tinystories_hf.training.batch import plan_batch
 from tinystories_hf.training.signals import StopRequest
+from tinystories_hf.training.train import train
+from tinystories_hf.training.trainer import StoryTrainer
 
 Parse = Callable[..., Arguments]
 DROPOUT = ("--attention_dropout", "0.1", "--resid_dropout", "0.1")
@@ -223,3 +233,97 @@ def test_a_field_that_only_watches_or_has_its_default_may_change(tiny_arguments:
     # `train` compares the settings; `train_here` does not.
     results = train(tiny_arguments(*resumed, *watching, "--optim", "adamw_torch_fused"))
     assert results["steps"] == 10
+
+
+def test_the_host_does_not_wait_for_a_gpu_to_copy_or_for_processes_to_send_masks(
+    tiny_arguments: Parse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = tiny_arguments().training
+    for kind in ("cuda", "cpu"):
+        monkeypatch.setattr(trainer_arguments, "device_type", lambda kind=kind: kind)
+        built = trainer_arguments.build_trainer_arguments(training, plan_batch(training, 1))
+        assert built.dataloader_pin_memory is (kind == "cuda")
+        assert built.accelerator_config.non_blocking is (kind == "cuda")
+        assert built.ddp_broadcast_buffers is False
+
+
+def test_a_gpu_evaluates_more_rows_at_once(
+    tiny_arguments: Parse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tiny_arguments().training.per_device_eval_batch_size is None
+    for kind, expected in (("cuda", (64, 64, 5)), ("cpu", (8, 16, 5))):
+        monkeypatch.setattr(device, "device_type", lambda kind=kind: kind)
+        asked = ((None, 8), (None, 16), (5, 8))
+        assert tuple(device.evaluation_batch(*each) for each in asked) == expected
+
+
+def test_deterministic_algorithms_are_a_setting_of_the_run(
+    tiny_arguments: Parse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU the results are the same; a run that began without it does not go on with it."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen, step = [], StoryTrainer.training_step
+
+    def training_step(self: StoryTrainer, *args: Any, **how: Any) -> Any:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return step(self, *args, **how)
+
+    monkeypatch.setattr(StoryTrainer, "training_step", training_step)
+    flags = ("--max_steps", "3", "--save_steps", "2", "--eval_steps", "3")
+    folders = [str(tmp_path / name) for name in ("without", "with")]
+    for folder, more in zip(folders, ((), ("--deterministic",)), strict=True):
+        train(tiny_arguments(*flags, *more, "--output_dir", folder))
+    assert seen == [False] * 3 + [True] * 3
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert same(*(weights(Path(folder)) for folder in folders))
+    (tmp_path / "without" / "train_results.json").unlink()
+    again = ("--output_dir", folders[0], "--resume_from_checkpoint", "auto", "--deterministic")
+    with pytest.raises(UserError, match="deterministic was 'not set', is True"):
+        train(tiny_arguments(*flags, *again))
+
+
+class AGpu:
+    """The arguments of the Trainer where the device is a GPU without bf16."""
+
+    mixed_precision = "no"
+    device = torch.device("cpu")
+
+
+def test_what_makes_a_gpu_slow_is_said_with_the_remedy(
+    tiny_arguments: Parse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = tiny_arguments("--bf16", "auto")
+    model = GPTNeoForCausalLM(build_config(arguments.model, 0))
+    args: Any = AGpu()
+    assert session.device_notes(arguments, model, args, "cpu") == []
+    monkeypatch.setenv("PATH", "")
+    compiler, precision, attention = session.device_notes(arguments, model, args, "cuda")
+    assert compiler.startswith("the blocks are not compiled, which is slower: no C compiler was")
+    assert "no bf16" in precision
+    assert "accelerate launch --mixed_precision fp16" in precision
+    assert "no fused attention" in attention  # as on this device
+    monkeypatch.undo()
+    chosen = tiny_arguments("--bf16", "false", "--attn_implementation", "eager")
+    assert session.device_notes(chosen, model, args, "cuda") == []
+
+
+def test_a_gpu_without_a_compiler_trains_without_compiled_blocks(
+    tiny_arguments: Parse,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Trained on the CPU, with the decisions of a GPU; asking for compiled blocks is refused."""
+    monkeypatch.setattr(kernels, "kernels_available", lambda: False)
+    monkeypatch.setattr(sys.modules["tinystories_hf.training.train"], "should_compile",
+                        functools.partial(device.should_compile, kind="cuda"))  # fmt: skip
+    monkeypatch.setattr(session, "device_notes",
+                        functools.partial(session.device_notes, kind="cuda"))  # fmt: skip
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    flags = ("--max_steps", "2", "--output_dir", str(tmp_path / "run"))
+    train(tiny_arguments(*flags))
+    said = capsys.readouterr().out
+    assert said.count("the blocks are not compiled, which is slower: no C compiler was found") == 1
+    with pytest.raises(UserError, match=r"^torch_compile: no C compiler was found; install gcc"):
+        train(tiny_arguments("--output_dir", str(tmp_path / "other"), "--torch_compile", "true"))

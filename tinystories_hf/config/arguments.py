@@ -204,7 +204,9 @@ class RunArguments:
         f" of global_batch_size, at most {MAX_AUTO_BATCH}",
         None,
     )
-    per_device_eval_batch_size: int = option("sequences per forward pass during evaluation", 8)
+    per_device_eval_batch_size: int | None = option(
+        "sequences per forward pass during evaluation; null: 64 on a GPU, else 8", None
+    )
     num_train_epochs: float = option(
         "passes over the training rows; unused if max_steps is positive", 1.0
     )
@@ -225,6 +227,11 @@ class RunArguments:
     )
     torch_compile: bool | Literal["auto"] = option(
         "compile the transformer layers with torch.compile; auto: enabled on a GPU", "auto"
+    )
+    deterministic: bool = option(
+        "use only deterministic algorithms: with it a run on a GPU resumes bit-identically, but is"
+        " slower; on the CPU it always does",
+        False,
     )
     seed: int = option("seed for the initial weights, dropout and sampled stories", 42)
     data_seed: int | None = option("seed for the order of the rows; null: same as seed", None)

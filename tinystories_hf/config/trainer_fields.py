@@ -54,6 +54,7 @@ REFUSED_FIELDS: dict[str, str] = {
     "use_liger_kernel": "this package has a fused loss of its own",
     "liger_kernel_config": "this package has a fused loss of its own",
     "fp16": "launch with `accelerate launch --mixed_precision fp16`, or use {bf16}",
+    "full_determinism": "use {deterministic}",
     "tf32": "omit it: TF32 is used if the GPU supports it; see also {bf16}",
     "half_precision_backend": "use {bf16}: true, false or auto",
     "bf16_full_eval": _FP32,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 Precision = Literal["no", "bf16", "fp16"]
+EVALUATION_BATCH_ON_GPU = 64
 
 
 def has_native_bf16() -> bool:
@@ -109,6 +110,11 @@ def missing_for_compilation() -> str | None:
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         return "Python's headers (Python.h) are missing; install them, such as python3-dev"
     return None
+
+
+def evaluation_batch(asked: int | None, on_cpu: int) -> int:
+    """Return how many rows are evaluated at once; fewer leave a GPU waiting for its host."""
+    return asked or (EVALUATION_BATCH_ON_GPU if device_type() == "cuda" else on_cpu)
 
 
 def device_type() -> str:

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from tinystories_hf.core.errors import RunError, UserError
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+# How long processes wait for the one that prepares the rows, and for each other's signals.
+# Preparing all of TinyStories takes minutes; the default of the process group is 30 of them.
+HOST_TIMEOUT = timedelta(hours=12)
+# What gloo reports if it cannot connect the processes.
+_UNREACHABLE = ("connectFullMesh failed", "Unable to find address", "Connect timeout")
 # What gloo and the store of PyTorch's process groups report once a peer is gone: the store while
 # the group is formed, gloo afterwards.
 _LOST = ("closed by peer", "reset by peer", "Connection was likely closed", "Broken pipe")
@@ -22,13 +34,64 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def new_host_group() -> ProcessGroup | None:
+    """Return a group in which processes agree without their GPUs; a collective call.
+
+    NCCL would wait for the GPU each time. None if there is a single process.
+    """
+    import torch.distributed as dist
+
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    group: ProcessGroup = dist.new_group(backend="gloo", timeout=HOST_TIMEOUT)
+    return group
+
+
+@contextmanager
+def first_on_each_machine(hosts: ProcessGroup | None) -> Iterator[None]:
+    """Let one process of each machine run the block before the others."""
+    import torch.distributed as dist
+
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if hosts is not None and not is_first:
+        dist.barrier(hosts)
+    try:
+        yield
+    finally:
+        if hosts is not None and is_first:
+            dist.barrier(hosts)
+
+
+def choose_interface() -> None:
+    """Let gloo use the network interface through which this machine reaches the main process.
+
+    By default gloo uses the address of the machine's name, which on many machines is the loopback
+    interface. GLOO_SOCKET_IFNAME in the environment is kept.
+    """
+    import psutil
+
+    main = os.environ.get("MASTER_ADDR")
+    if main is None or GLOO_INTERFACE in os.environ:
+        return
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(main, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # UDP: nothing is sent
+            own = probe.getsockname()[0]
+    except OSError:
+        return
+    for name, addresses in psutil.net_if_addrs().items():
+        if own in (each.address for each in addresses):
+            os.environ[GLOO_INTERFACE] = name
+
+
 @contextmanager
 def reporting_lost_process() -> Iterator[None]:
     """Turn the errors of a process group that ends, or cannot form, into errors with one message.
 
     Raises:
         RunError: another process of the run has ended.
-        UserError: the port of the process group is in use.
+        UserError: the port of the process group is in use, or the processes cannot connect.
     """
     try:
         yield
@@ -38,6 +101,13 @@ def reporting_lost_process() -> Iterator[None]:
             raise UserError(
                 f"port {port} of the process group is in use, perhaps by another run on this"
                 " machine; start with another --main_process_port"
+            ) from error
+        if any(text in str(error) for text in _UNREACHABLE):
+            interface = os.environ.get(GLOO_INTERFACE, "that of this machine's name")
+            raise UserError(
+                "the processes cannot connect to each other. The network interface is"
+                f" {interface}; set {GLOO_INTERFACE} to the one that reaches the other machines"
+                " (`ip address` lists them). If another process has ended, see its error message"
             ) from error
         if not any(text in str(error) for text in _LOST):
             raise

@@ -54,7 +54,7 @@ class EvaluationArguments:
         " maximum",
         None,
     )
-    batch_size: int = option("windows per forward pass", 16)
+    batch_size: int | None = option("windows per forward pass; null: 64 on a GPU, else 16", None)
     prompts: str | None = option(
         "YAML list of story prompts; null: the authors' 44, published with the dataset", None
     )

@@ -37,10 +37,12 @@ def plan_batch(training: RunArguments, num_processes: int) -> BatchPlan:
     total = training.global_batch_size
     share, rest = divmod(total, num_processes)
     if rest or not share:
+        nearest = dict.fromkeys([max(share, 1) * num_processes, (share + 1) * num_processes])
+        fewer = max(count for count in range(1, num_processes) if total % count == 0)
         raise UserError(
             f"global_batch_size {total} is not divisible by {num_processes} processes; use"
-            f" {max(share, 1) * num_processes} or {(share + 1) * num_processes}, or change the"
-            " number of processes"
+            f" {' or '.join(map(str, nearest))}, or start {fewer}"
+            f" process{'es' if fewer > 1 else ''}"
         )
     divisors = [size for size in range(1, share + 1) if share % size == 0]
     per_device = training.per_device_train_batch_size

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments as TrainerArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from tinystories_hf.core.errors import RunError, UserError
@@ -288,3 +290,18 @@ def check_disk_for_checkpoints(run_dir: Path, parameters: int, checkpoints: int)
             f" only {free / 1e6:,.0f} MB are free at {run_dir}; free disk space, use another"
             " output_dir, or lower save_total_limit"
         )
+
+
+def checkpoints_kept(
+    trainer_arguments: TrainerArguments, steps: int, epochs: float, limit: int | None
+) -> int:
+    """Return the number of checkpoints in the run directory at the end of the run, at most."""
+    every = trainer_arguments.save_steps
+    strategy = trainer_arguments.save_strategy
+    if strategy == "no":
+        return 0
+    if strategy == "epoch":
+        saved = math.ceil(epochs)
+    else:
+        saved = math.ceil(steps / (every if every >= 1 else math.ceil(steps * every)))
+    return saved if limit is None else min(saved, limit)

@@ -108,7 +108,7 @@ def evaluate_run(
         run_id=record.run_id,
     )
     evaluation = EvaluationArguments(
-        model=[run_dir], batch_size=arguments.training.per_device_eval_batch_size
+        model=[run_dir], batch_size=trainer.args.per_device_eval_batch_size
     )
     task = SuiteTask(subject, arguments.data, evaluation, Path(run_dir), prepared)
     loss = measure_suite("loss", task, quiet=not trainer.is_world_process_zero())

@@ -80,6 +80,7 @@ def weight_settings(
         "max_steps": max_steps if needs_length else None,
         "mixed_precision": trainer_arguments.mixed_precision,
         "torch_compile": compiled,
+        **({"deterministic": True} if training.deterministic else {}),
         "context_length": manifest.context_length,
         "tokenizer": tokenizer,
         "cleaning": manifest.cleaning,

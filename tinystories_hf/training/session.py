@@ -7,8 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from transformers import PreTrainedModel
+from transformers import TrainingArguments as TrainerArguments
+
 from tinystories_hf.config.command_line import Arguments
 from tinystories_hf.config.pretrained import GPT_NEO, SHAPE
+from tinystories_hf.core.device import missing_for_compilation
 from tinystories_hf.core.environment import (
     NO_PATHS,
     describe_environment,
@@ -24,7 +29,8 @@ from tinystories_hf.core.run_record import (
 )
 from tinystories_hf.data.manifest import PreparedData
 from tinystories_hf.data.training_rows import TrainingRows
-from tinystories_hf.model.modeling import count_parameters
+from tinystories_hf.model.gpu_attention import runs_fused
+from tinystories_hf.model.modeling import GPTNeoForCausalLM, count_parameters
 from tinystories_hf.training.batch import BatchPlan
 from tinystories_hf.training.checkpoints import StartPoint
 from tinystories_hf.training.resume import NOT_COMPARED, version_differences
@@ -59,6 +65,8 @@ def describe_run(
         print(f"rows        {rows.describe()}")
         print(f"batch       {trainer.plan} = {trainer.tokens_per_step:,} tokens")
         print(f"machine     {session.device}, mixed precision {session.mixed_precision}")
+        for note in device_notes(arguments, trainer.model, trainer.args):
+            print(f"note        {note}")
         for reason in start.skipped:
             print(f"skipped     {reason}")
         print(f"run         {run_dir}" + (f", resumed from {path}" if path else ""), flush=True)
@@ -72,6 +80,36 @@ def describe_run(
                 f" slightly: {changed}"
             )
     return record
+
+
+def device_notes(
+    arguments: Arguments, model: PreTrainedModel, args: TrainerArguments, kind: str | None = None
+) -> list[str]:
+    """Return what makes training slow on a GPU, and how to change it.
+
+    `kind` is the device type, by default that of `args`.
+    """
+    if (kind or args.device.type) != "cuda":
+        return []
+    notes, training = [], arguments.training
+    missing = missing_for_compilation()
+    if training.torch_compile == "auto" and missing:
+        notes.append(f"the blocks are not compiled, which is slower: {missing}")
+    if training.bf16 == "auto" and args.mixed_precision == "no":
+        notes.append(
+            "this GPU has no bf16, so that it trains in fp32; fp16 takes about a third of the time"
+            " (estimated): launch with `accelerate launch --mixed_precision fp16`"
+        )
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision, torch.float32)
+    is_ours = isinstance(model, GPTNeoForCausalLM)
+    if is_ours and arguments.model.attn_implementation == "sdpa":
+        head_dim = model.config.hidden_size // model.config.num_heads
+        if not runs_fused(head_dim, dtype, args.device, masked=True):
+            notes.append(
+                "PyTorch has no fused attention for this GPU and precision, so that all scores are"
+                " held in memory; if it does not suffice, lower per_device_train_batch_size"
+            )
+    return notes
 
 
 def start_run_record(

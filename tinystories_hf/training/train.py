@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, set_seed
 from transformers import TrainingArguments as TrainerArguments
@@ -18,13 +19,20 @@ from tinystories_hf.config.arguments import RunArguments
 from tinystories_hf.config.command_line import Arguments
 from tinystories_hf.core import run_record
 from tinystories_hf.core.device import (
+    deterministic_algorithms,
+    missing_for_compilation,
     restoring_precision,
     sharing_cores,
     should_compile,
 )
 from tinystories_hf.core.errors import HOW_TO_RESUME, RunError, Stopped, UserError, after_work_began
 from tinystories_hf.core.launcher import check_launch
-from tinystories_hf.core.processes import is_main_process, reporting_lost_process
+from tinystories_hf.core.processes import (
+    first_on_each_machine,
+    is_main_process,
+    new_host_group,
+    reporting_lost_process,
+)
 from tinystories_hf.core.progress import without_progress_bars
 from tinystories_hf.data.manifest import PreparedData
 from tinystories_hf.data.packing import PackedRows
@@ -56,12 +64,17 @@ from tinystories_hf.training.session import describe_run
 from tinystories_hf.training.signals import StopRequest
 from tinystories_hf.training.trackers import start_trackers, trackers_open
 from tinystories_hf.training.trainer import StoryTrainer
-from tinystories_hf.training.trainer_arguments import build_trainer_arguments, check_optimizer
+from tinystories_hf.training.trainer_arguments import (
+    build_trainer_arguments,
+    check_optimizer,
+    without_buffer_warning,
+)
 
 
 @without_progress_bars()
 @sharing_cores()
 @restoring_precision()
+@without_buffer_warning()
 @reporting_lost_process()
 def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, float]:
     """Train a model and return the final metrics.
@@ -84,10 +97,14 @@ def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, fl
     plan = plan_batch(arguments.training, int(os.environ.get("WORLD_SIZE", "1")))
     trainer_arguments = build_trainer_arguments(arguments.training, plan)
     run_dir = Path(arguments.training.output_dir)
-    with lock_run_directory(run_dir) if is_main_process() else nullcontext():
+    hosts = new_host_group()
+    with (
+        lock_run_directory(run_dir) if is_main_process() else nullcontext(),
+        deterministic_algorithms(arguments.training.deterministic),
+    ):
         start = agree_on_start(arguments.training, trainer_arguments)
         target = check_publishing(arguments, start)
-        with trainer_arguments.main_process_first(local=True, desc="preparing rows"):
+        with first_on_each_machine(hosts):
             quiet = not is_main_process()
             prepared = prepare(arguments.data, arguments.model.tokenizer_size, quiet=quiet)
         rows = training_rows(prepared, arguments.data, trainer_arguments.data_seed)
@@ -98,7 +115,7 @@ def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, fl
         if compiles(model, arguments.training):
             model.compile_training()
         trainer = build_trainer(
-            arguments, plan, trainer_arguments, prepared, rows, model, stop, pretrained
+            arguments, plan, trainer_arguments, prepared, rows, model, stop, pretrained, hosts
         )
         if start.checkpoint is not None:
             check_same_run(start.checkpoint, trainer.weight_settings)
@@ -131,7 +148,7 @@ def train_and_finish(
     run_dir, is_main = Path(arguments.training.output_dir), trainer.is_world_process_zero()
     if is_main:
         training = arguments.training
-        kept = checkpoints_kept(
+        kept = checkpoints.checkpoints_kept(
             trainer.args, trainer.steps, training.num_train_epochs, training.save_total_limit
         )
         checkpoints.check_disk_for_checkpoints(run_dir, count_parameters(trainer.model).total, kept)
@@ -240,6 +257,9 @@ def compiles(model: PreTrainedModel, training: RunArguments) -> bool:
     Raises:
         UserError: it is asked for and impossible.
     """
+    missing = missing_for_compilation()
+    if training.torch_compile is True and missing:
+        raise UserError(f"torch_compile: {missing}, or omit it")
     if isinstance(model, GPTNeoForCausalLM):
         return should_compile(training.torch_compile)
     if training.torch_compile is True:
@@ -271,21 +291,6 @@ def count_steps(training: RunArguments, plan: BatchPlan, prepared: PreparedData)
     return math.ceil(training.num_train_epochs * steps_per_epoch)
 
 
-def checkpoints_kept(
-    trainer_arguments: TrainerArguments, steps: int, epochs: float, limit: int | None
-) -> int:
-    """Return the number of checkpoints in the run directory at the end of the run, at most."""
-    every = trainer_arguments.save_steps
-    strategy = trainer_arguments.save_strategy
-    if strategy == "no":
-        return 0
-    if strategy == "epoch":
-        saved = math.ceil(epochs)
-    else:
-        saved = math.ceil(steps / (every if every >= 1 else math.ceil(steps * every)))
-    return saved if limit is None else min(saved, limit)
-
-
 def build_trainer(
     arguments: Arguments,
     plan: BatchPlan,
@@ -295,6 +300,7 @@ def build_trainer(
     model: PreTrainedModel,
     stop: StopRequest | None = None,
     pretrained: run_record.PretrainedRecord | None = None,
+    hosts: torch.distributed.ProcessGroup | None = None,
 ) -> StoryTrainer:
     """Build the Trainer from the model, the rows and the settings."""
     training = arguments.training
@@ -323,6 +329,7 @@ def build_trainer(
         stop=stop or StopRequest(),
         samples=StorySamples(prepared.tokenizer, training.sample_prompts, training.seed),
         live=shows_live_line(training.disable_tqdm),
+        hosts=hosts,
         model=model,
         args=trainer_arguments,
         train_dataset=rows,

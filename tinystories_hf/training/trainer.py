@@ -50,6 +50,7 @@ class StoryTrainer(Trainer):
         stop: StopRequest,
         samples: StorySamples,
         live: bool = False,
+        hosts: torch.distributed.ProcessGroup | None = None,
         **kwargs: Any,
     ) -> None:
         self.plan = plan
@@ -75,9 +76,7 @@ class StoryTrainer(Trainer):
         reduce_in_fp32(self.accelerator)
         # The optimizer checkpoints of sharded training have another format.
         self.weight_settings = {**weight_settings, "sharded": self.is_fsdp_enabled}
-        # A gloo group, because NCCL would have to wait for the GPU at each step.
-        several = self.args.world_size > 1
-        self._hosts = torch.distributed.new_group(backend="gloo") if several else None
+        self._hosts = hosts
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and record the training time."""
@@ -282,6 +281,9 @@ class StoryTrainer(Trainer):
         """Restore what the Trainer does not: the running loss, and an evaluation that is due."""
         self._started = self._clock = time.perf_counter()
         if self.earlier is None:
+            if self.args.process_index:
+                # Until here all processes have drawn the same; each drops out other activations.
+                torch.manual_seed(self.args.seed + self.args.process_index)
             return
         sums = self.earlier.accumulated_loss
         # With another number of processes each takes the mean, since the mean of all is logged.

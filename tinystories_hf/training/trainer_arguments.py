@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from tinystories_hf.config.arguments import RunArguments
 from tinystories_hf.core.device import (
     Precision,
     device_type,
+    evaluation_batch,
     has_native_bf16,
     has_tf32,
 )
@@ -35,10 +39,13 @@ def build_trainer_arguments(training: RunArguments, plan: BatchPlan) -> TrainerA
     """
     check_trackers(training.report_to)
     precision = choose_precision(training)
+    on_gpu = device_type() == "cuda"
     settings: dict[str, Any] = {
         "output_dir": training.output_dir,
         "per_device_train_batch_size": plan.per_device_train_batch_size,
-        "per_device_eval_batch_size": training.per_device_eval_batch_size,
+        "per_device_eval_batch_size": evaluation_batch(
+            training.per_device_eval_batch_size, on_cpu=8
+        ),
         "gradient_accumulation_steps": plan.gradient_accumulation_steps,
         "learning_rate": training.learning_rate,
         "num_train_epochs": training.num_train_epochs,
@@ -64,11 +71,15 @@ def build_trainer_arguments(training: RunArguments, plan: BatchPlan) -> TrainerA
         "save_strategy": "steps",
         "save_steps": training.save_steps,
         "dataloader_num_workers": training.dataloader_num_workers,
-        "dataloader_pin_memory": device_type() == "cuda",
+        # On a GPU the host does not wait for copies: from pinned memory they need no waiting.
+        "dataloader_pin_memory": on_gpu,
+        "accelerator_config": {"non_blocking": on_gpu},
         "report_to": list(training.report_to) or "none",
         "run_name": training.run_name or Path(training.output_dir).name,
         "disable_tqdm": True,
         "ddp_find_unused_parameters": False,
+        # The only buffers are masks, which are equal and never change.
+        "ddp_broadcast_buffers": False,
         # Written into the saved config; training steps and evaluations do not use the cache.
         "use_cache": True,
         # Without it, processes launched on the CPU form no group and each trains on its own.
@@ -98,13 +109,24 @@ def build_trainer_arguments(training: RunArguments, plan: BatchPlan) -> TrainerA
         raise UserError(
             f"one process sees {built.n_gpu} GPUs; start one process per GPU with `accelerate"
             f" launch --config_file configs/accelerate/multi_gpu.yaml --num_processes {built.n_gpu}"
-            " scripts/train.py`, or set CUDA_VISIBLE_DEVICES=0 to use one"
+            " scripts/train.py`, or choose one with the environment variable CUDA_VISIBLE_DEVICES,"
+            " such as CUDA_VISIBLE_DEVICES=0"
         )
     return built
 
 
+@contextmanager
+def without_buffer_warning() -> Iterator[None]:
+    """Hide that PyTorch 2.13 renames `broadcast_buffers`, which Transformers passes to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        yield
+
+
 def choose_precision(training: RunArguments) -> Precision:
-    """Return the autocast type: the requested one, or the best one that the hardware supports.
+    """Return the autocast type: the requested one, or bf16 if the hardware supports it.
+
+    fp16 is only requested through the launcher: it needs loss scaling, and its range is smaller.
 
     Raises:
         UserError: the setting `bf16` and the launcher request different types.
@@ -113,6 +135,8 @@ def choose_precision(training: RunArguments) -> Precision:
     if training.bf16 == "auto":
         return launched or ("bf16" if has_native_bf16() else "no")
     requested: Precision = "bf16" if training.bf16 else "no"
+    if training.bf16 is False and launched == "fp16":
+        return launched
     if launched not in (None, requested):
         raise UserError(
             f"bf16: the setting is {str(training.bf16).lower()}, but"

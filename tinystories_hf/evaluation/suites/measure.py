@@ -11,7 +11,7 @@ from typing import Any
 
 from tinystories_hf.config.arguments import DataArguments
 from tinystories_hf.core import environment
-from tinystories_hf.core.device import device_type
+from tinystories_hf.core.device import device_type, evaluation_batch
 from tinystories_hf.core.files import file_sha256
 from tinystories_hf.data import cleaning
 from tinystories_hf.data.corpus import open_corpus
@@ -103,7 +103,7 @@ def _loss(task: SuiteTask, quiet: bool) -> Section:
         subject.tokenizer,
         validation,
         context_length=subject.context_length,
-        batch_size=task.arguments.batch_size,
+        batch_size=evaluation_batch(task.arguments.batch_size, on_cpu=16),
         scratch=task.folder / f".losses-{subject.facts.weights_sha256[:16]}",
         quiet=quiet,
     )
@@ -121,7 +121,7 @@ def _cloze(task: SuiteTask, quiet: bool) -> Section:
         subject.model,
         subject.tokenizer,
         subject.context_length,
-        task.arguments.batch_size,
+        evaluation_batch(task.arguments.batch_size, on_cpu=16),
         quiet=quiet,
     )
 
