@@ -32,7 +32,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in DOCS}
 LAUNCHER_FLAGS = {
     **dict.fromkeys(("--config_file", "--num_processes", "--num_machines", "--machine_rank"), 1),
-    **dict.fromkeys(("--main_process_ip", "--main_process_port"), 1),
+    **dict.fromkeys(("--main_process_ip", "--main_process_port", "--mixed_precision"), 1),
     "-q": 0,
 }
 
@@ -296,6 +296,8 @@ def test_the_other_numbers_of_the_scaling_page_are_computed_or_recorded() -> Non
     # In bf16 each logit is written; read and widened; in fp32 read and written by log-softmax, by
     # softmax and by the mask of the labels; read and narrowed; read by two products.
     logit_bytes = 2 + (2 + 4) + 3 * (4 + 4) + (4 + 2) + 2 * 2
+    # Compiled: written, read twice, overwritten by the gradient, read by two products.
+    compiled_bytes = 2 + 2 * 2 + 2 + 2 * 2
     rates = {}
     for name in ("benchmark-cpu", "benchmark-preparation-cpu"):
         recorded = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text("utf-8"))
@@ -304,7 +306,7 @@ def test_the_other_numbers_of_the_scaling_page_are_computed_or_recorded() -> Non
     stated = [
         f"The {batch} sequences of an XS step are {batch // 8} per GPU on eight GPUs",
         f"{2 * 7 / 8 * 4 * parameters / 1e6:.0f} MB for XS on eight GPUs",
-        f"moves about {logit_bytes} bytes per logit",
+        f"moves about {compiled_bytes} bytes per logit, without compilation {logit_bytes}",
         f"states (16 bytes per parameter in fp32, computed) of {80 // 16} billion parameters",
         f"{rates['benchmark-cpu']:,.0f} tokens/s on two cores (measured)",
         f"{TRAINING_TOKENS / rates['benchmark-preparation-cpu'] / 60:.1f} minutes for all of",

@@ -5,17 +5,19 @@ import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import GPTNeoConfig
 
 from tests.conftest import ROOT
+from tinystories_hf.benchmark import gpu, implementations
 from tinystories_hf.benchmark.counting import operations_per_token
 from tinystories_hf.benchmark.measure import in_turn, matrix_rate, memory_bandwidth, peak_memory
 from tinystories_hf.benchmark.report import benchmark_tables, summary
-from tinystories_hf.benchmark.run import parse_benchmark_arguments
-from tinystories_hf.config.command_line import parse_arguments
+from tinystories_hf.benchmark.run import parse_benchmark_arguments, run_benchmark
+from tinystories_hf.config.command_line import Arguments, parse_arguments
 from tinystories_hf.core.device import device_type
 from tinystories_hf.core.errors import UserError
 
@@ -119,3 +121,53 @@ def test_the_readme_shows_the_same_record() -> None:
 def test_there_is_a_record_and_its_plot() -> None:
     assert {path.stem for path in RECORDED} >= {"benchmark-cpu", "benchmark-growth-cpu"}
     assert (ROOT / "docs" / "results" / "benchmark-growth-cpu.png").exists()
+
+
+def test_a_gpu_is_measured_without_data(
+    tiny_arguments: Callable[..., Arguments], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The measurements themselves, on the CPU: what they report of it is known."""
+    monkeypatch.setattr(gpu, "MEASURED_STEPS", 1)
+    monkeypatch.setattr(gpu, "missing_for_compilation", lambda: "nothing is compiled in this test")
+    found = gpu.measure_device(tiny_arguments())
+    assert [step["step"] for step in found["steps"]] == ["default", "not compiled", "fp32", "stock"]
+    assert all(step["rows"] == 8 and step["tokens_per_second"] > 0 for step in found["steps"])
+    for row in found["attention"]:
+        assert not row["fused"]
+        largest = 1e-6 if row["precision"] == "fp32" else 0.02
+        assert 0 < row["output_error"] < largest
+        assert 0 < row["gradient_error"] < largest
+    assert {row["layer"] for row in found["attention"]} == {"global", "local"}
+    assert found["tf32_errors"]["losses"] < 1e-6
+    assert found["same_gradients"] == {"default": True, "deterministic": True}
+    assert found["operations"][0]["milliseconds"] >= found["operations"][-1]["milliseconds"] > 0
+    card = {"capability": "9.0", "memory_bytes": 80e9, "cuda": "13.0", "flash_window": True}
+    parts = {"gpu": {"card": {**card, "missing_for_compilation": None}, **found}}
+    page = benchmark_tables({"parts": parts})
+    assert "| default |" in page
+    assert "| the same with deterministic | yes |" in page
+
+
+def test_the_steps_that_do_not_fit_are_tried_with_half_the_rows(
+    tiny_arguments: Callable[..., Arguments], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "MEASURED_STEPS", 1)
+    monkeypatch.setattr(gpu, "missing_for_compilation", lambda: "nothing is compiled in this test")
+
+    def training_step(name: str, shape: Any, training: Any, case: Any, *rest: Any) -> Any:
+        if case.rows > 2:
+            raise torch.OutOfMemoryError
+        return implementations.training_step(name, shape, training, case, *rest)
+
+    monkeypatch.setattr(gpu, "training_step", training_step)
+    arguments = tiny_arguments()
+    ids = torch.randint(16, (8, 32))
+    steps, _ = gpu.step_times(arguments.model, arguments.training, ids, "bf16")
+    assert {step["rows"] for step in steps} == {2}
+
+
+def test_without_a_gpu_its_part_is_refused_with_the_reason() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="gpu needs a CUDA GPU, and PyTorch finds none"):
+        run_benchmark(parse_benchmark_arguments(["--parts", "gpu"]))

@@ -32,7 +32,9 @@ from tinystories_hf.data.readers.text_files import read_text
 from tinystories_hf.model.modeling import GPTNeoForCausalLM, build_config
 
 STOCK, OURS, GPT2 = "stock", "ours", "gpt2"
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# A training step; it returns its number of tokens.
+Step = Callable[[], int]
 
 
 @contextmanager
@@ -101,14 +103,21 @@ def build_implementation(name: str, shape: ModelArguments, case: Case) -> PreTra
 
 
 def training_step(
-    name: str, shape: ModelArguments, training: RunArguments, case: Case, rows: torch.Tensor
-) -> Callable[[], int]:
+    name: str,
+    shape: ModelArguments,
+    training: RunArguments,
+    case: Case,
+    rows: torch.Tensor,
+    prepare: Callable[[PreTrainedModel], None] = lambda _: None,
+) -> Step:
     """Return one optimizer step of an implementation on rows (rows, context_length).
 
-    Like the Trainer's: forward, backward, clipping, fused AdamW. It returns its number of tokens.
+    Like the Trainer's: forward, backward, clipping, fused AdamW, for fp16 with loss scaling.
+    `prepare` is called with the model before it is compiled.
     """
     torch.compiler.reset()  # or earlier cases would count as recompilations
     model = build_implementation(name, shape, case).train()
+    prepare(model)
     if name == OURS and should_compile(training.torch_compile):
         model.compile_training()
     if name == GPT2:
@@ -123,14 +132,17 @@ def training_step(
         fused=True,
     )
     rows = rows.to(device_type())
+    dtype = PRECISIONS[case.precision]
+    scaler = torch.amp.GradScaler(device_type(), enabled=case.precision == "fp16")
 
     def step() -> int:
-        bf16 = case.precision == "bf16"
-        with torch.autocast(device_type(), torch.bfloat16, enabled=bf16):
+        with torch.autocast(device_type(), dtype, enabled=case.precision != "fp32"):
             loss = model(input_ids=rows, labels=rows, use_cache=False, **alone).loss
-        loss.backward()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
         return rows.numel()
 

@@ -85,8 +85,12 @@ def _report_memory(send: Any, work: Callable[..., object], arguments: tuple[Any,
     send.send(int(status.partition("VmHWM:")[2].split()[0]) * 1024)
 
 
-def matrix_rate(dtype: torch.dtype, size: int = 2048) -> float:
-    """Return the operations per second of a large matrix product: what this machine can do."""
+def matrix_rate(dtype: torch.dtype, size: int | None = None) -> float:
+    """Return the operations per second of a large matrix product: what this machine can do.
+
+    Smaller products than the default leave a GPU waiting.
+    """
+    size = size or (8192 if device_type() == "cuda" else 2048)
     square = torch.randn(size, size, device=device_type()).to(dtype)
 
     def multiply() -> int:

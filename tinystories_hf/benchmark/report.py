@@ -24,6 +24,7 @@ def benchmark_tables(results: _Numbers) -> str:
         "roofline": _roofline,
         "growth": _growth,
         "alternatives": _alternatives,
+        "gpu": _gpu,
     }
     return "\n\n".join(make(parts[name]) for name, make in makers.items() if name in parts)
 
@@ -212,6 +213,54 @@ def _alternatives(found: _Numbers) -> str:
         ]  # fmt: skip
         pages.append(table(title, " | ".join(columns), cells))
     return "\n\n".join(pages)
+
+
+def _gpu(found: _Numbers) -> str:
+    def gigabytes(size: int | None) -> str:
+        return "" if size is None else f"{size / 1e9:.2f}"
+
+    card, same, errors = found["card"], found["same_gradients"], found["tf32_errors"]
+    facts = [
+        ["compute capability", card["capability"]],
+        ["memory, GB", gigabytes(card["memory_bytes"])],
+        ["CUDA", str(card["cuda"])],
+        ["window of flash attention", "yes" if card["flash_window"] else "no"],
+        ["compilation", card["missing_for_compilation"] or "yes"],
+        ["error of a matrix product in training", f"{errors['training']:.1e}"],
+        ["error of a matrix product of losses", f"{errors['losses']:.1e}"],
+        ["the same gradients twice", "yes" if same["default"] else "no"],
+        ["the same with deterministic", "yes" if same["deterministic"] else "no"],
+    ]
+    steps = [
+        [
+            *(row["step"], row["precision"], str(row["rows"])),
+            *(f"{row['milliseconds']:.1f}", f"{row['host_milliseconds']:.1f}"),
+            *(f"{row['tokens_per_second']:,.0f}", gigabytes(row["peak_bytes"])),
+            f"{row['first_step_seconds']:.0f}",
+        ]
+        for row in found["steps"]
+    ]
+    attention = [
+        [
+            *(row["layer"], row["precision"], "yes" if row["fused"] else "no"),
+            *(f"{row['output_error']:.1e}", f"{row['gradient_error']:.1e}"),
+        ]
+        for row in found["attention"]
+    ]
+    operations = [
+        [f"`{row['operation']}`", f"{row['launches']:,}", f"{row['milliseconds']:.3f}"]
+        for row in found["operations"]
+    ]
+    header = "step | precision | rows | ms | ms of the host | tokens/s | peak, GB | first step, s"
+    return "\n\n".join(
+        [
+            table("GPU", "what | found", facts),
+            table("Training steps on the GPU", header, steps),
+            table("Attention against fp64, relative error",
+                  "layer | precision | fused | output | gradient", attention),
+            table("Longest operations of a step", "operation | launches | ms", operations),
+        ]
+    )  # fmt: skip
 
 
 def plot_growth(rows: list[_Numbers], path: Path, title: str) -> None:

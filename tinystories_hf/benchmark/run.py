@@ -24,6 +24,7 @@ PARTS = (
     "roofline",
     "growth",
     "alternatives",
+    "gpu",
 )
 
 
@@ -31,7 +32,10 @@ PARTS = (
 class BenchmarkArguments:
     """Which parts are measured, and how often."""
 
-    parts: list[str] = option(f"which of {', '.join(PARTS)}", list(PARTS))
+    parts: list[str] = option(
+        f"which of {', '.join(PARTS)}; gpu needs a GPU and is not among the default",
+        list(PARTS[:-1]),
+    )
     rows: int = option("rows per step", 8)
     rounds: int = option("number of rounds in which the implementations take turns", 3)
     json: str | None = option("file for the results; a plot of the growth is saved beside it", None)
@@ -81,15 +85,14 @@ def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
     """Measure the requested parts, print their tables, and write the JSON.
 
     Raises:
-        UserError: the corpus or tokenizer cannot be used, or the folder of the JSON does not exist.
+        UserError: the corpus or tokenizer cannot be used, the folder of the JSON does not exist, or
+            the part `gpu` is asked for without a GPU.
     """
-    from tinystories_hf.benchmark import parts
-    from tinystories_hf.benchmark.alternatives import measure_alternatives
+    from tinystories_hf.benchmark.gpu import measure_gpu
     from tinystories_hf.benchmark.implementations import quiet_benchmark
     from tinystories_hf.benchmark.report import benchmark_tables, plot_growth
     from tinystories_hf.core import environment
     from tinystories_hf.core.device import device_type
-    from tinystories_hf.data.prepare import prepare
     from tinystories_hf.training import session
 
     wanted, arguments = request
@@ -99,6 +102,35 @@ def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
     if target:
         check_writable(target.parent, "json")
     made = environment.describe_environment(device_type())
+    found: dict[str, Any] = {}
+    if "gpu" in wanted.parts:
+        with quiet_benchmark():
+            found["gpu"] = measure_gpu(arguments)
+    others = set(wanted.parts) - {"gpu"}
+    dataset = measure_on_rows(wanted, arguments, found) if others else None
+    results = {
+        "made": made,
+        "configuration": session.published_configuration(arguments),
+        "dataset": dataset,
+        "parts": found,
+    }
+    print(f"\n{benchmark_tables(results)}")
+    if target:
+        write_json(target, results)
+        if "growth" in found:
+            plot_growth(found["growth"], target.with_suffix(".png"), f"XS on {made['device']}")
+    return results
+
+
+def measure_on_rows(
+    wanted: BenchmarkArguments, arguments: Arguments, found: dict[str, Any]
+) -> dict[str, Any]:
+    """Add the measured parts that need rows to `found`, and return which rows these were."""
+    from tinystories_hf.benchmark import parts
+    from tinystories_hf.benchmark.alternatives import measure_alternatives
+    from tinystories_hf.benchmark.implementations import quiet_benchmark
+    from tinystories_hf.data.prepare import prepare
+
     prepared = prepare(arguments.data, arguments.model.vocab_size)
     bench = parts.Bench(arguments, prepared, wanted.rows, wanted.rounds)
     makers: dict[str, Callable[[parts.Bench], Any]] = {
@@ -111,23 +143,10 @@ def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
         "growth": parts.growth,
         "alternatives": lambda b: measure_alternatives(b.shape, b.context, b.rows),
     }
-    found: dict[str, Any] = {}
     with quiet_benchmark():
         for name in PARTS:
             if name == "roofline" and name in wanted.parts:
                 found[name] = parts.roofline(bench, found["step"])
-            elif name in wanted.parts:
+            elif name in wanted.parts and name in makers:
                 found[name] = makers[name](bench)
-    results = {
-        "made": made,
-        "configuration": session.published_configuration(arguments),
-        "dataset": {"fingerprint": prepared.manifest.fingerprint},
-        "parts": found,
-    }
-    print(f"\n{benchmark_tables(results)}")
-    if target:
-        write_json(target, results)
-        if "growth" in found:
-            device = results["made"]["device"]
-            plot_growth(found["growth"], target.with_suffix(".png"), f"XS on {device}")
-    return results
+    return {"fingerprint": prepared.manifest.fingerprint}

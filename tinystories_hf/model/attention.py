@@ -62,6 +62,7 @@ class GPTNeoAttention(modeling_gpt_neo.GPTNeoSelfAttention):
 
     implementation: str
     window: int  # the positions that a query attends to, including its own
+    may_use_window: bool = True  # of flash attention, where it has one
 
     @classmethod
     def take_over(cls, attention: modeling_gpt_neo.GPTNeoSelfAttention, word: str) -> None:
@@ -180,7 +181,8 @@ class GPTNeoAttention(modeling_gpt_neo.GPTNeoSelfAttention):
         self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None
     ) -> bool:
         return (
-            gpu_attention.on_gpu(query)
+            self.may_use_window
+            and gpu_attention.on_gpu(query)
             and query.dtype in gpu_attention.HALF
             and mask is None
             and query.shape[-2] == key.shape[-2] > self.window
