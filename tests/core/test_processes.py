@@ -8,12 +8,18 @@ import socket
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import ROOT
 from tests.support.forked import free_port, run_forked
 from tinystories_hf.core.errors import RunError, UserError
-from tinystories_hf.core.processes import is_main_process, reporting_lost_process
+from tinystories_hf.core.processes import (
+    GLOO_INTERFACE,
+    is_main_process,
+    on_reachable_interface,
+    reporting_lost_process,
+)
 
 
 @pytest.mark.parametrize(("rank", "expected"), [(None, True), ("0", True), ("1", False)])
@@ -79,3 +85,26 @@ def host_on_a_port_in_use() -> None:
 def test_a_port_in_use_is_reported_with_the_flag_that_changes_it(tmp_path: Path) -> None:
     done = run_forked(tmp_path, host_on_a_port_in_use)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_interface_that_reaches_the_main_process_is_used_for_a_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(GLOO_INTERFACE, raising=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    loopback = next(
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if "127.0.0.1" in (each.address for each in addresses)
+    )
+    with on_reachable_interface():
+        assert os.environ[GLOO_INTERFACE] == loopback
+    assert GLOO_INTERFACE not in os.environ
+    monkeypatch.setenv(GLOO_INTERFACE, "eth7")  # the user's choice is kept
+    with on_reachable_interface():
+        assert os.environ[GLOO_INTERFACE] == "eth7"
+    monkeypatch.delenv(GLOO_INTERFACE)
+    for address in ("no.such.host.invalid", None):  # gloo reports it where it matters
+        monkeypatch.setenv("MASTER_ADDR", address) if address else monkeypatch.delenv("MASTER_ADDR")
+        with on_reachable_interface():
+            assert GLOO_INTERFACE not in os.environ

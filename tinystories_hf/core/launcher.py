@@ -12,7 +12,6 @@ from accelerate.utils import DynamoBackend
 
 from tinystories_hf.core.device import Precision
 from tinystories_hf.core.errors import UserError
-from tinystories_hf.core.processes import choose_interface
 
 ONES_OF_A_GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SIZES_OF_MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -32,14 +31,11 @@ _CHOICES = (
 def check_launch() -> None:
     """Check that this package supports what the launcher and the environment ask for.
 
-    Before a process group is formed: it also chooses the network interface.
-
     Raises:
         UserError: it does not; the message names the file or the variable.
     """
     _check_group()
     _check_mpi()
-    choose_interface()
     asked = {name: what for name, what in OTHER_WAYS.items() if os.environ.get(name) == "true"}
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("FSDP_VERSION") != "2":
         asked["ACCELERATE_USE_FSDP"] = "FSDP 1"

@@ -62,27 +62,41 @@ def first_on_each_machine(hosts: ProcessGroup | None) -> Iterator[None]:
             dist.barrier(hosts)
 
 
-def choose_interface() -> None:
+@contextmanager
+def on_reachable_interface() -> Iterator[None]:
     """Let gloo use the network interface through which this machine reaches the main process.
 
     By default gloo uses the address of the machine's name, which on many machines is the loopback
     interface. GLOO_SOCKET_IFNAME in the environment is kept.
     """
+    found = None if GLOO_INTERFACE in os.environ else _reachable_interface()
+    if found is None:
+        yield
+        return
+    os.environ[GLOO_INTERFACE] = found
+    try:
+        yield
+    finally:
+        os.environ.pop(GLOO_INTERFACE, None)
+
+
+def _reachable_interface() -> str | None:
     import psutil
 
     main = os.environ.get("MASTER_ADDR")
-    if main is None or GLOO_INTERFACE in os.environ:
-        return
+    if main is None:
+        return None
     try:
         family, kind, _, _, address = socket.getaddrinfo(main, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
             probe.connect(address)  # UDP: nothing is sent
             own = probe.getsockname()[0]
     except OSError:
-        return
+        return None
     for name, addresses in psutil.net_if_addrs().items():
         if own in (each.address for each in addresses):
-            os.environ[GLOO_INTERFACE] = name
+            return name
+    return None
 
 
 @contextmanager

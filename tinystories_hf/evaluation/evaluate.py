@@ -11,7 +11,11 @@ from tinystories_hf.core.device import device_type, sharing_cores
 from tinystories_hf.core.errors import UserError, after_work_began
 from tinystories_hf.core.files import check_writable
 from tinystories_hf.core.launcher import check_launch
-from tinystories_hf.core.processes import is_main_process, reporting_lost_process
+from tinystories_hf.core.processes import (
+    is_main_process,
+    on_reachable_interface,
+    reporting_lost_process,
+)
 from tinystories_hf.core.progress import without_progress_bars
 from tinystories_hf.core.run_record import EVAL_RESULTS, read_record
 from tinystories_hf.evaluation.arguments import EvaluationArguments, EvaluationRequest
@@ -27,6 +31,7 @@ OUTPUT_DIR = "evaluations"
 @without_progress_bars()  # hides those of model loading; the suites show their own
 @sharing_cores()
 @reporting_lost_process()
+@on_reachable_interface()
 def evaluate(request: EvaluationRequest) -> list[Results]:
     """Run the requested suites and write results and reports.
 

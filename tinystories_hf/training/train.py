@@ -31,6 +31,7 @@ from tinystories_hf.core.processes import (
     first_on_each_machine,
     is_main_process,
     new_host_group,
+    on_reachable_interface,
     reporting_lost_process,
 )
 from tinystories_hf.core.progress import without_progress_bars
@@ -76,6 +77,7 @@ from tinystories_hf.training.trainer_arguments import (
 @restoring_precision()
 @without_buffer_warning()
 @reporting_lost_process()
+@on_reachable_interface()
 def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, float]:
     """Train a model and return the final metrics.
 
