@@ -13,9 +13,12 @@ from tinystories_hf.core.device import missing_for_compilation
 from tinystories_hf.model import cross_entropy, kernels
 from tinystories_hf.model.cross_entropy import causal_lm_loss, chunk_bytes_for
 
-pytestmark = pytest.mark.skipif(
-    missing_for_compilation() is not None, reason=f"torch.compile: {missing_for_compilation()}"
-)
+pytestmark = [
+    pytest.mark.launches,  # the compiler, for each shape and dtype
+    pytest.mark.skipif(
+        missing_for_compilation() is not None, reason=f"torch.compile: {missing_for_compilation()}"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)
