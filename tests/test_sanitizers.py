@@ -78,7 +78,7 @@ def test_random_and_hostile_calls_stay_in_their_memory(
 # The negative control: a fault a file, of the kind that the real ones have been.
 PLANTED = {
     "kernels": ("model/kernels.cpp", "labels[c] >= vocabulary", "labels[c] > vocabulary"),
-    "words": ("data/tokenize.cpp", "count > size", "false"),
+    "words": ("data/tokenization/tokenize.cpp", "count > size", "false"),
     "index": (
         "evaluation/suites/training_scan.cpp",
         "at + 1 < starts[story + 1]",

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import ROOT, TINY_CONFIG, environment, seconds_of_children
 from tests.support.forked import launched
-from tinystories_hf.data.tokenizer import train_tokenizer
+from tinystories_hf.data.tokenization.tokenizer import train_tokenizer
 from tinystories_hf.data.toy import toy_stories
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

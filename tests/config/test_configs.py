@@ -15,7 +15,7 @@ from transformers import GPTNeoConfig
 
 from tests.conftest import ROOT
 from tinystories_hf.config.command_line import parse_arguments
-from tinystories_hf.data.tokenizer import train_tokenizer
+from tinystories_hf.data.tokenization.tokenizer import train_tokenizer
 from tinystories_hf.data.toy import toy_stories
 from tinystories_hf.model.modeling import GPTNeoForCausalLM, build_model, count_parameters
 from tinystories_hf.training.batch import plan_batch

@@ -22,7 +22,7 @@ from tests.properties.test_readers import written
 from tinystories_hf.config.command_line import Arguments
 from tinystories_hf.data.manifest import STORIES_FOLDER, PreparedData
 from tinystories_hf.data.prepare import ROWS_FORMAT, prepare
-from tinystories_hf.data.saved_tokenizer import story_tokenizer
+from tinystories_hf.data.tokenization.saved_tokenizer import story_tokenizer
 
 Parse = Callable[..., Arguments]
 

@@ -19,7 +19,7 @@ from tinystories_hf.core.errors import Stopped, UserError
 from tinystories_hf.data.manifest import PreparedData, SplitManifest
 from tinystories_hf.data.mixture import shares
 from tinystories_hf.data.prepare import prepare
-from tinystories_hf.data.tokenizer import train_tokenizer
+from tinystories_hf.data.tokenization.tokenizer import train_tokenizer
 from tinystories_hf.data.toy import toy_stories
 from tinystories_hf.training.signals import StopRequest
 

@@ -13,8 +13,8 @@ from tinystories_hf.config.command_line import Arguments
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.data.packing import PackedRows, RowWriter, row_dtype
 from tinystories_hf.data.prepare import prepare
-from tinystories_hf.data.tokenize import WordTokenizer
-from tinystories_hf.data.tokenizer import train_tokenizer
+from tinystories_hf.data.tokenization.tokenize import WordTokenizer
+from tinystories_hf.data.tokenization.tokenizer import train_tokenizer
 from tinystories_hf.data.toy import toy_stories
 from tinystories_hf.data.training_rows import TrainingRows, training_rows
 

@@ -24,7 +24,7 @@ from tinystories_hf.data.manifest import (
     token_stream,
 )
 from tinystories_hf.data.prepare import prepare
-from tinystories_hf.data.tokenize import WordTokenizer
+from tinystories_hf.data.tokenization.tokenize import WordTokenizer
 from tinystories_hf.data.toy import TOY_FORMAT
 
 Parse = Callable[..., Arguments]

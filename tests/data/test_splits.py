@@ -20,7 +20,7 @@ from tinystories_hf.data.corpus import open_corpus
 from tinystories_hf.data.prepare import prepare
 from tinystories_hf.data.readers.formats import SUFFIXES
 from tinystories_hf.data.splits import Corpus, Split, hold_out, stories_with_progress
-from tinystories_hf.data.tokenizer import train_tokenizer
+from tinystories_hf.data.tokenization.tokenizer import train_tokenizer
 from tinystories_hf.data.toy import toy_stories
 
 Parse = Callable[..., Arguments]

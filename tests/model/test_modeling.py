@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounter
 from transformers import GPTNeoForCausalLM
 
 from tinystories_hf.config.command_line import Arguments, parse_arguments
-from tinystories_hf.data.tokenizer import train_tokenizer
+from tinystories_hf.data.tokenization.tokenizer import train_tokenizer
 from tinystories_hf.data.toy import toy_stories
 from tinystories_hf.model.modeling import (
     build_config,

@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from tests.properties.drawing import holds_for
 from tests.properties.test_readers import data_of, written
 from tinystories_hf.core.errors import UserError
-from tinystories_hf.data import packing, tokenize
+from tinystories_hf.data import packing
 from tinystories_hf.data import prepare as data_module
 from tinystories_hf.data.manifest import token_stream
 from tinystories_hf.data.prepare import prepare
 from tinystories_hf.data.readers import text_files
 from tinystories_hf.data.readers.formats import SUFFIXES
 from tinystories_hf.data.splits import END_OF_TEXT
-from tinystories_hf.data.tokenize import WordTokenizer
-from tinystories_hf.data.tokenizer import train_tokenizer
+from tinystories_hf.data.tokenization import tokenize
+from tinystories_hf.data.tokenization.tokenize import WordTokenizer
+from tinystories_hf.data.tokenization.tokenizer import train_tokenizer
 from tinystories_hf.data.toy import toy_stories
 
 VOCABULARY = 320

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from tests.properties.drawing import holds_for
-from tinystories_hf.config.arguments import DataArguments
+from tinystories_hf.config.data_arguments import DataArguments
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.data.corpus import open_corpus
 from tinystories_hf.data.readers import text_files

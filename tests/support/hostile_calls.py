@@ -157,7 +157,7 @@ def word_calls(draw: random.Random) -> Iterator[Call]:
     """Yield calls of a tokenizer that begins anew now and then, and may spell words too long."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    from tinystories_hf.data import tokenize
+    from tinystories_hf.data.tokenization import tokenize
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: at for at, token in enumerate(["<|endoftext|>", *alphabet])}

@@ -8,7 +8,7 @@ from transformers import TrainerControl, TrainerState
 from transformers import TrainingArguments as TrainerArguments
 
 from tinystories_hf.core.run_record import SAMPLES_FILE
-from tinystories_hf.data.tokenizer import train_tokenizer
+from tinystories_hf.data.tokenization.tokenizer import train_tokenizer
 from tinystories_hf.data.toy import toy_stories
 from tinystories_hf.generation.generate import Story
 from tinystories_hf.training.callbacks import ConsoleLog, EvaluateAtEnd, StorySamples, _quoted

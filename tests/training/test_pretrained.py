@@ -27,7 +27,7 @@ from tests.support.publishing import REPO, TOKEN, published
 from tests.support.soak import Kill, fork, soak
 from tinystories_hf.config.command_line import Arguments, parse_arguments
 from tinystories_hf.core.errors import UserError
-from tinystories_hf.data.tokenizer import train_tokenizer
+from tinystories_hf.data.tokenization.tokenizer import train_tokenizer
 from tinystories_hf.data.toy import toy_stories
 from tinystories_hf.evaluation.subject import load_model_to_evaluate
 from tinystories_hf.training.train import train

@@ -8,12 +8,8 @@ from dataclasses import Field, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinystories_hf.config.arguments import (
-    DEFAULT_CONFIG,
-    DataArguments,
-    HubArguments,
-    RunArguments,
-)
+from tinystories_hf.config.arguments import DEFAULT_CONFIG, HubArguments, RunArguments
+from tinystories_hf.config.data_arguments import DataArguments
 from tinystories_hf.config.flags import StrictParser
 from tinystories_hf.config.model_arguments import ModelArguments
 from tinystories_hf.config.parsing import (

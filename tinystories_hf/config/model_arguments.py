@@ -30,7 +30,9 @@ class ModelArguments:
     hidden_size: int = _shape("size of the hidden states")
     num_layers: int = _shape("number of transformer layers")
     num_heads: int = _shape("attention heads per layer; must divide hidden_size")
-    vocab_size: int = _shape("vocabulary size; must match the tokenizer")
+    vocab_size: int = _shape(
+        "vocabulary size: that of the tokenizer, or less to keep only its most common tokens"
+    )
     max_position_embeddings: int = _shape(
         "number of learned position embeddings; at least context_length"
     )

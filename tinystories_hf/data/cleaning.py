@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
 
-from tinystories_hf.config.arguments import DataArguments
+from tinystories_hf.config.data_arguments import DataArguments
 from tinystories_hf.data.splits import OptionalStory
 
 

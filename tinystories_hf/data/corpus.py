@@ -9,15 +9,22 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from tinystories_hf.config.arguments import DataArguments
+from tinystories_hf.config.data_arguments import DataArguments
 from tinystories_hf.core.errors import UserError, reporting_unreadable
-from tinystories_hf.data import tokenizer as tokenizing
 from tinystories_hf.data.mixture import chain_corpora, parts_of
 from tinystories_hf.data.readers.hub_files import hub_splits
 from tinystories_hf.data.readers.local_files import file_splits, folder_splits, pattern_splits
 from tinystories_hf.data.readers.token_rows import saved_rows, token_split
 from tinystories_hf.data.sources import parse_dataset
-from tinystories_hf.data.splits import Corpus, OptionalStory, ReportProgress, Split, hold_out
+from tinystories_hf.data.splits import (
+    Corpus,
+    OptionalStory,
+    ReportProgress,
+    Split,
+    hold_out,
+    share_of,
+)
+from tinystories_hf.data.tokenization import tokenizer as tokenizing
 
 
 def open_corpus(data: DataArguments) -> Corpus:
@@ -34,8 +41,9 @@ def open_corpus(data: DataArguments) -> Corpus:
         return chain_corpora(data, [open_corpus(part) for part in parts_of(data)])
     train, validation = _find_splits(data)
     if validation is None:
-        return hold_out(train, data.validation_share, data.validation_seed)
-    return Corpus(train, validation)
+        found = hold_out(train, data.validation_share, data.validation_seed)
+        train, validation = found.train, found.validation
+    return Corpus(share_of(train, data.train_share), validation)
 
 
 def _find_splits(data: DataArguments) -> tuple[Split, Split | None]:

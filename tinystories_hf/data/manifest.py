@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinystories_hf.core.errors import UserError
-from tinystories_hf.data import tokenizer as tokenizing
 from tinystories_hf.data.splits import Split
+from tinystories_hf.data.tokenization import tokenizer as tokenizing
 
 if TYPE_CHECKING:
     # Imported inside functions: while the main thread imports them (2.4 s), another hashes files.

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from tinystories_hf.config.arguments import DataArguments
+from tinystories_hf.config.data_arguments import DataArguments
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.core.files import appearing, free_bytes, reporting_full_disk
 from tinystories_hf.data.manifest import (

@@ -24,17 +24,18 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from pyarrow import parquet
 
-from tinystories_hf.config.arguments import DataArguments
+from tinystories_hf.config.data_arguments import DataArguments
 from tinystories_hf.config.parsing import local_path
 from tinystories_hf.core.errors import UserError, reporting_unreadable
 from tinystories_hf.core.files import appearing, free_bytes, reporting_full_disk
 from tinystories_hf.data import cleaning, corpus
-from tinystories_hf.data import tokenizer as tokenizing
 from tinystories_hf.data.cleaning import CleaningCounts, story_digest
 from tinystories_hf.data.packing import RowWriter, row_dtype
 from tinystories_hf.data.sources import parse_tokenizer
 from tinystories_hf.data.splits import Corpus, Split, no_stories_error, stories_with_progress
-from tinystories_hf.data.tokenize import WordTokenizer
+from tinystories_hf.data.tokenization import tokenizer as tokenizing
+from tinystories_hf.data.tokenization.cut_tokenizer import CutRecord, cut_by_file, cut_by_stories
+from tinystories_hf.data.tokenization.tokenize import WordTokenizer
 
 if TYPE_CHECKING:
     # Imported inside functions: while the main thread imports it (2.4 s), another hashes files.
@@ -73,9 +74,11 @@ def prepare(data: DataArguments, vocab_size: int | None, *, quiet: bool = False)
         UserError: the corpus or tokenizer cannot be used, or a split is shorter than one row.
     """
     if data.other_datasets:
+        if data.token_counts is None and vocab_size is not None:
+            tokenizing.check_size(tokenizing.load_tokenizer(data, None), data, vocab_size)
         parts = [prepare(part, vocab_size, quiet=quiet) for part in parts_of(data)]
         return mix_prepared(data, parts, prepared_root(data))
-    tokenizer = None
+    tokenizer = whole = cut = None
     with ThreadPoolExecutor(1) as pool:  # hash large files while the libraries are imported
         opening = pool.submit(corpus.open_corpus, data)
         try:
@@ -83,7 +86,18 @@ def prepare(data: DataArguments, vocab_size: int | None, *, quiet: bool = False)
                 tokenizer = tokenizing.load_tokenizer(data, vocab_size)
         finally:  # if both are wrong, the error of the corpus is raised
             found = opening.result()
-    fingerprint = _fingerprint(data, found, tokenizer, vocab_size)
+    if tokenizer is not None and vocab_size is not None and len(tokenizer) > vocab_size:
+        whole, tokenizer = tokenizer, None
+        if data.token_counts is not None:
+            tokenizer, cut = cut_by_file(whole, vocab_size, data)
+        elif data.streaming:
+            raise UserError(
+                "streaming: the stories would have to be counted first to choose"
+                f" {vocab_size} tokens; give --token_counts, or vocab_size {len(whole)}"
+            )
+    elif data.token_counts is not None:
+        raise UserError("token_counts: nothing is cut; lower vocab_size, or omit token_counts")
+    fingerprint = _fingerprint(data, found, tokenizer or whole, vocab_size, counted=not tokenizer)
     folder = prepared_root(data) / fingerprint
     with reporting_unreadable("prepared_dir", folder):
         made = folder.exists()
@@ -94,17 +108,30 @@ def prepare(data: DataArguments, vocab_size: int | None, *, quiet: bool = False)
         with reporting_full_disk(folder, "preparing"), new as work:
             if work is not None:
                 if tokenizer is None:
-                    if not any(story and story.strip() for story in found.train.read()):
-                        raise no_stories_error(data.dataset, "train", found.train)
-                    seen = stories_with_progress(found.train, "training the tokenizer", quiet)
-                    stories = (story for story in seen if story is not None)
                     assert vocab_size is not None
-                    tokenizer = tokenizing.train_tokenizer(
-                        stories, vocab_size, data.context_length, data.eos_token
-                    )
-                _write(work, data, found, tokenizer, fingerprint, quiet)
+                    tokenizer, cut = _tokenizer_of_stories(data, found, vocab_size, whole, quiet)
+                _write(work, data, found, tokenizer, fingerprint, quiet, cut)
     prepared = load_prepared(folder, tokenizer)
     return replace(prepared, stream=found.train) if data.streaming else prepared
+
+
+def _tokenizer_of_stories(
+    data: DataArguments,
+    found: Corpus,
+    vocab_size: int,
+    whole: PreTrainedTokenizerFast | None,
+    quiet: bool,
+) -> tuple[PreTrainedTokenizerFast, CutRecord | None]:
+    """Train a tokenizer on the training stories, or cut `whole` to their most common tokens."""
+    if not any(story and story.strip() for story in found.train.read()):
+        raise no_stories_error(data.dataset, "train", found.train)
+    what = "training the tokenizer" if whole is None else "counting tokens"
+    seen = stories_with_progress(found.train, what, quiet)
+    stories = (story for story in seen if story is not None)
+    context = data.context_length
+    if whole is None:
+        return tokenizing.train_tokenizer(stories, vocab_size, context, data.eos_token), None
+    return cut_by_stories(whole, vocab_size, stories, data)
 
 
 def check_disk_for_rows(folder: Path, found: Corpus) -> None:
@@ -134,8 +161,16 @@ def _fingerprint(
     found: Corpus,
     tokenizer: PreTrainedTokenizerFast | None,
     vocab_size: int | None,
+    *,
+    counted: bool,
 ) -> str:
-    """Return the name of the prepared folder: different inputs give different names."""
+    """Return the name of the prepared folder: different inputs give different names.
+
+    `counted`: the tokenizer depends on the training stories too.
+    """
+    kind = f"train {vocab_size}"
+    if tokenizer is not None:
+        kind = tokenizing.content_sha256(tokenizer) + (f" cut {vocab_size}" if counted else "")
     parts = {
         "format": ROWS_FORMAT,
         "tokenizers": metadata.version("tokenizers"),
@@ -143,9 +178,7 @@ def _fingerprint(
         "validation": found.validation.identity,
         "cleaning": cleaning.options(data),
         "context_length": data.context_length,
-        "tokenizer": f"train {vocab_size}"
-        if tokenizer is None
-        else tokenizing.content_sha256(tokenizer),
+        "tokenizer": kind,
         "eos_token": data.eos_token,
         "streaming": data.streaming,
     }
@@ -161,6 +194,7 @@ def _write(
     tokenizer: PreTrainedTokenizerFast,
     fingerprint: str,
     quiet: bool,
+    cut: CutRecord | None,
 ) -> None:
     """Write all files of a prepared folder into `work`."""
     start = time.perf_counter()
@@ -195,6 +229,7 @@ def _write(
             "merges_sha256": tokenizing.merges_sha256(tokenizer),
             "content_sha256": tokenizing.content_sha256(tokenizer),
             "eos_token": tokenizer.eos_token,
+            "cut": None if cut is None else asdict(cut),
         },
         cleaning=cleaning.options(data),
         versions={name: metadata.version(name) for name in ("tokenizers", "datasets")},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tinystories_hf.core.errors import UserError
@@ -92,6 +92,20 @@ def hold_out(split: Split, share: float, seed: int) -> Corpus:
         )
 
     return Corpus(part("train", False), part("validation", True))
+
+
+def share_of(split: Split, share: float) -> Split:
+    """Return a share of the stories of a split, evenly spaced; 1 is the split itself."""
+    if share == 1:
+        return split
+
+    def stories(advance: ReportProgress) -> Iterator[OptionalStory]:
+        for number, story in enumerate(split.read(advance)):
+            if int((number + 1) * share) > int(number * share):
+                yield story
+
+    identity = {**split.identity, "share": share}
+    return replace(split, identity=identity, stories=stories)
 
 
 def stories_with_progress(split: Split, what: str, quiet: bool) -> Iterator[OptionalStory]:

@@ -37,12 +37,12 @@ from tinystories_hf.data.cleaning import CleaningCounts, clean
 from tinystories_hf.data.packing import row_dtype
 from tinystories_hf.data.prepare import STORIES_PER_BATCH
 from tinystories_hf.data.splits import Split
-from tinystories_hf.data.tokenize import WordTokenizer
+from tinystories_hf.data.tokenization.tokenize import WordTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from tinystories_hf.config.arguments import DataArguments
+    from tinystories_hf.config.data_arguments import DataArguments
 
 Row = np.ndarray[Any, Any]
 

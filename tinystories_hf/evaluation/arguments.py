@@ -9,7 +9,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinystories_hf.config.arguments import DEFAULT_CONFIG, DataArguments
+from tinystories_hf.config.arguments import DEFAULT_CONFIG
+from tinystories_hf.config.data_arguments import DataArguments
 from tinystories_hf.config.flags import StrictParser
 from tinystories_hf.config.parsing import (
     Setting,

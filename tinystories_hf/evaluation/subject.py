@@ -17,7 +17,7 @@ from tinystories_hf.core.download import download_files, resolve_commit
 from tinystories_hf.core.environment import portable
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.core.run_record import RUN_RECORD, PretrainedRecord, read_record
-from tinystories_hf.data.tokenizer import vocab_sha256
+from tinystories_hf.data.tokenization.tokenizer import vocab_sha256
 from tinystories_hf.generation.generate import load_for_generation
 from tinystories_hf.model.modeling import GPTNeoForCausalLM
 from tinystories_hf.model.positions import max_positions

@@ -10,7 +10,7 @@ import numpy as np
 from pyarrow import parquet
 from transformers import PreTrainedTokenizerFast
 
-from tinystories_hf.config.arguments import DataArguments
+from tinystories_hf.config.data_arguments import DataArguments
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.data import cleaning
 from tinystories_hf.data.cleaning import CleaningCounts, clean, story_digest
@@ -18,7 +18,7 @@ from tinystories_hf.data.corpus import open_corpus
 from tinystories_hf.data.manifest import STORIES_FOLDER, PreparedData
 from tinystories_hf.data.prepare import STORIES_PER_BATCH
 from tinystories_hf.data.splits import Split, no_stories_error
-from tinystories_hf.data.tokenize import WordTokenizer, unknown_words_reported
+from tinystories_hf.data.tokenization.tokenize import WordTokenizer, unknown_words_reported
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 

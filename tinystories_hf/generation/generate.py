@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.core.files import check_readable
 from tinystories_hf.core.progress import without_progress_bars
-from tinystories_hf.data.tokenize import unknown_words_reported
+from tinystories_hf.data.tokenization.tokenize import unknown_words_reported
 from tinystories_hf.generation.arguments import GenerationArguments
 from tinystories_hf.generation.decoding import decode, uniform_draws
 from tinystories_hf.model.loading import AS_STORED, load_model

@@ -14,7 +14,7 @@ from tinystories_hf.core.errors import UserError
 from tinystories_hf.data.corpus import open_corpus
 from tinystories_hf.data.prepare import prepare
 from tinystories_hf.data.readers import token_rows
-from tinystories_hf.data.tokenizer import train_tokenizer
+from tinystories_hf.data.tokenization.tokenizer import train_tokenizer
 from tinystories_hf.data.toy import toy_stories
 
 Parse = Callable[..., Arguments]

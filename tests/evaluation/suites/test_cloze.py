@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, GPTNeoConfig, PreTrainedTokenizerFast
 
 from tests.conftest import ROOT
 from tinystories_hf.data.readers.text_files import read_text
-from tinystories_hf.data.tokenizer import train_tokenizer
+from tinystories_hf.data.tokenization.tokenizer import train_tokenizer
 from tinystories_hf.data.toy import toy_stories
 from tinystories_hf.evaluation.suites.cloze import (
     ClozeItem,

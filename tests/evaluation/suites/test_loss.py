@@ -22,7 +22,7 @@ from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoForCausalLM as St
 from tests.conftest import SHARED
 from tests.support.bars import Bars
 from tests.support.kinds import byte_fallback, word_piece
-from tinystories_hf.data.tokenizer import train_tokenizer
+from tinystories_hf.data.tokenization.tokenizer import train_tokenizer
 from tinystories_hf.data.toy import toy_stories
 from tinystories_hf.evaluation.suites import loss as loss_module
 from tinystories_hf.evaluation.suites.loss import (

@@ -14,8 +14,8 @@ import pytest
 
 from tests.conftest import TINY_CONFIG
 from tests.support.forked import leave_memory, run_forked
-from tinystories_hf.config.arguments import DataArguments
 from tinystories_hf.config.command_line import parse_arguments
+from tinystories_hf.config.data_arguments import DataArguments
 from tinystories_hf.core.errors import RunError, UserError
 from tinystories_hf.data.readers.text_files import read_text
 from tinystories_hf.data.splits import Split

@@ -6,7 +6,7 @@ import glob
 import re
 from collections.abc import Iterator
 
-from tinystories_hf.config.arguments import DataArguments
+from tinystories_hf.config.data_arguments import DataArguments
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.data.readers.formats import KINDS, format_of, is_text
 from tinystories_hf.data.readers.split_files import matching, note_single_shard, other_shards

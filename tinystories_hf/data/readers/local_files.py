@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tinystories_hf.config.arguments import DataArguments
+from tinystories_hf.config.data_arguments import DataArguments
 from tinystories_hf.config.parsing import local_path
 from tinystories_hf.core.console import print_note_once
 from tinystories_hf.core.errors import UserError, reporting_unreadable

@@ -36,7 +36,7 @@ from tinystories_hf.data.readers.tables import (
 from tinystories_hf.data.splits import END_OF_TEXT, OptionalStory, ReportProgress, ignore_progress
 
 if TYPE_CHECKING:
-    from tinystories_hf.config.arguments import DataArguments
+    from tinystories_hf.config.data_arguments import DataArguments
     from tinystories_hf.core.download import HubFile
 
 # A story has about 900 characters. A text that is longer than this without a separator, or a longer

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tinystories_hf.config.arguments import DataArguments
+from tinystories_hf.config.data_arguments import DataArguments
 from tinystories_hf.core import environment
 from tinystories_hf.core.device import device_type, evaluation_batch
 from tinystories_hf.core.files import file_sha256

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tinystories_hf.config.arguments import DataArguments
+from tinystories_hf.config.data_arguments import DataArguments
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.data.cleaning import CleaningCounts, clean
 from tinystories_hf.data.corpus import open_corpus

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from tqdm.auto import tqdm
 
-from tinystories_hf.config.arguments import DataArguments
+from tinystories_hf.config.data_arguments import DataArguments
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.data.sources import parse_dataset
 from tinystories_hf.evaluation.intervals import clustered_mean

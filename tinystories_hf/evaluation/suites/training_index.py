@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tinystories_hf.config.arguments import DataArguments
+from tinystories_hf.config.data_arguments import DataArguments
 from tinystories_hf.core import native
 from tinystories_hf.core.errors import RunError, UserError
 from tinystories_hf.core.files import appearing, reporting_full_disk

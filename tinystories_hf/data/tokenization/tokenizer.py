@@ -13,15 +13,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinystories_hf.config.arguments import DataArguments
+from tinystories_hf.config.data_arguments import DataArguments
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.data.sources import parse_tokenizer
 from tinystories_hf.data.splits import END_OF_TEXT
+from tinystories_hf.data.tokenization.cut_tokenizer import can_be_cut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from tinystories_hf.data.saved_tokenizer import PreTrainedTokenizerFast as StoryTokenizerFast
+    from tinystories_hf.data.tokenization.saved_tokenizer import (
+        PreTrainedTokenizerFast as StoryTokenizerFast,
+    )
 
 # The trainer allocates memory for all entries before it reads text (540 MB for 2^28), and aborts
 # the process if there is not enough.
@@ -34,16 +37,17 @@ FILES += ["vocab.txt", "tokenizer.model", "spiece.model"]  # of BERT, Llama and 
 def load_tokenizer(data: DataArguments, vocab_size: int | None) -> StoryTokenizerFast:
     """Load `data.tokenizer` from a folder or the Hub, and check its size and its pinned hashes.
 
-    `vocab_size` is None for a pretrained model, whose embedding may have more rows.
+    `vocab_size` is None for a pretrained model, whose embedding may have more rows. If it is less
+    than the size of a byte-level BPE, the caller has to cut the tokenizer (`cut_tokenizer.py`).
 
     Raises:
-        UserError: it does not exist, has no token `data.eos_token`, its size is not `vocab_size`,
-            or its content differs from the hashes in the configuration.
+        UserError: it does not exist, has no token `data.eos_token`, its size does not fit
+            `vocab_size`, or its content differs from the hashes in the configuration.
     """
     from transformers import AutoTokenizer
 
     from tinystories_hf.core.download import download_files
-    from tinystories_hf.data.saved_tokenizer import story_tokenizer
+    from tinystories_hf.data.tokenization.saved_tokenizer import story_tokenizer
 
     name = data.tokenizer
     folder = parse_tokenizer(name).path
@@ -72,7 +76,7 @@ def train_tokenizer(
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from tinystories_hf.data.saved_tokenizer import story_tokenizer
+    from tinystories_hf.data.tokenization.saved_tokenizer import story_tokenizer
 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if vocab_size <= len(alphabet):
@@ -103,7 +107,7 @@ def reopen_tokenizer(folder: Path, context_length: int) -> StoryTokenizerFast:
     """Load the tokenizer of a prepared folder with the settings it had when it was saved."""
     from transformers import AutoTokenizer
 
-    from tinystories_hf.data.saved_tokenizer import story_tokenizer
+    from tinystories_hf.data.tokenization.saved_tokenizer import story_tokenizer
 
     saved = AutoTokenizer.from_pretrained(folder)
     return story_tokenizer(
@@ -123,11 +127,8 @@ def check_tokenizer(
     """
     if not tokenizer.is_fast:
         raise UserError(f"tokenizer: {data.tokenizer} has no fast version; give a tokenizer.json")
-    if vocab_size is not None and len(tokenizer) != vocab_size:
-        raise UserError(
-            f"tokenizer: {data.tokenizer} has {len(tokenizer)} entries but vocab_size is"
-            f" {vocab_size}; set vocab_size to {len(tokenizer)} or choose another tokenizer"
-        )
+    if vocab_size is not None and not (vocab_size < len(tokenizer) and can_be_cut(tokenizer)):
+        check_size(tokenizer, data, vocab_size)
     vocabulary = tokenizer.get_vocab()
     if max(vocabulary.values()) >= len(tokenizer):
         raise UserError(
@@ -151,6 +152,19 @@ def check_tokenizer(
                 f" tokenizer_{part}_sha256 expects {pin}; use the tokenizer that the"
                 " configuration was written for, or remove this setting"
             )
+
+
+def check_size(tokenizer: PreTrainedTokenizerFast, data: DataArguments, vocab_size: int) -> None:
+    """Check that a tokenizer has `vocab_size` entries.
+
+    Raises:
+        UserError: it does not.
+    """
+    if len(tokenizer) != vocab_size:
+        raise UserError(
+            f"tokenizer: {data.tokenizer} has {len(tokenizer)} entries but vocab_size is"
+            f" {vocab_size}; set vocab_size to {len(tokenizer)} or choose another tokenizer"
+        )
 
 
 def vocab_sha256(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -12,7 +12,7 @@ from tests.support.loopback_state import StoredRepository
 from tinystories_hf.config.command_line import Arguments
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.data.splits import END_OF_TEXT
-from tinystories_hf.data.tokenizer import (
+from tinystories_hf.data.tokenization.tokenizer import (
     load_tokenizer,
     merges_sha256,
     train_tokenizer,
@@ -122,7 +122,7 @@ LOAD = """
 import sys
 from tinystories_hf.config.command_line import parse_arguments
 from tinystories_hf.core.script import report_user_errors
-from tinystories_hf.data.tokenizer import load_tokenizer
+from tinystories_hf.data.tokenization.tokenizer import load_tokenizer
 with report_user_errors():
     print(len(load_tokenizer(parse_arguments(sys.argv[1:]).data, 300)))
 """

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tinystories_hf.data import tokenize
 from tinystories_hf.data.splits import END_OF_TEXT
-from tinystories_hf.data.tokenize import WordTokenizer
-from tinystories_hf.data.tokenizer import train_tokenizer
+from tinystories_hf.data.tokenization import tokenize
+from tinystories_hf.data.tokenization.tokenize import WordTokenizer
+from tinystories_hf.data.tokenization.tokenizer import train_tokenizer
 from tinystories_hf.data.toy import toy_stories
 
 TRAINED = train_tokenizer(toy_stories(200), 320, 64)

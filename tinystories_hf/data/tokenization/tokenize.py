@@ -149,7 +149,7 @@ def _splits_like_gpt2(description: dict[str, Any]) -> bool:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    library = native.load_library("data/tokenize.cpp")
+    library = native.load_library("data/tokenization/tokenize.cpp")
     if library is not None:
         number, pointer = ctypes.c_int64, ctypes.c_void_p
         library.words_new.restype = _Words

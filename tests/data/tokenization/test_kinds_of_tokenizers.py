@@ -18,7 +18,7 @@ from tinystories_hf.core.errors import UserError
 from tinystories_hf.data.corpus import open_corpus
 from tinystories_hf.data.manifest import token_stream
 from tinystories_hf.data.prepare import prepare
-from tinystories_hf.data.tokenizer import load_tokenizer, train_tokenizer
+from tinystories_hf.data.tokenization.tokenizer import load_tokenizer, train_tokenizer
 from tinystories_hf.data.toy import toy_stories
 from tinystories_hf.generation.arguments import GenerationArguments
 from tinystories_hf.generation.generate import decode_after, encode_prompt, generate
