@@ -25,6 +25,7 @@ SUMMARIES = {
     "push": "publish a run, its rows or a page on the Hub",
     "export": "export a model to ONNX",
     "page": "build a page that runs models in the browser",
+    "study": "train many models from one file, and draw the paper's figures",
     "benchmark": "measure speed and memory beside stock Transformers",
 }
 USAGE = "\n".join(

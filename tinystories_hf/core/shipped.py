@@ -17,6 +17,7 @@ SCRIPT_OF = {
     "export": "export_onnx.py",
     "page": "build_page.py",
     "benchmark": "benchmark.py",
+    "study": "study.py",
 }
 _COMMAND_OF = {script: command for command, script in SCRIPT_OF.items()}
 
