@@ -25,6 +25,7 @@ from tinystories_hf.evaluation.report.paper import TRAINING_TOKENS
 from tinystories_hf.generation.arguments import parse_generation_arguments
 from tinystories_hf.hub.arguments import SpaceRequest, parse_push_arguments
 from tinystories_hf.model.modeling import GPTNeoForCausalLM, build_config, count_parameters
+from tinystories_hf.study.arguments import parse_study_arguments
 from tinystories_hf.web.arguments import parse_export_arguments, parse_page_arguments
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -84,6 +85,8 @@ def test_a_command_of_the_readme_or_of_a_script_is_one_the_scripts_take(
         parse_page_arguments(flags)
     elif script == "scripts/evaluate.py":
         parse_evaluation_arguments(flags)
+    elif script == "scripts/study.py":
+        assert (ROOT / parse_study_arguments(flags).arguments.study).is_file()
     elif script == "scripts/benchmark.py":
         parse_benchmark_arguments([str(ROOT / f) if f.startswith("configs/") else f for f in flags])
     elif "--help" not in flags:

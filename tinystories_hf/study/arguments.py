@@ -23,7 +23,10 @@ class StudyArguments:
     collect: bool = option("write the results of the finished cells, and run nothing", False)
     max_hours: float | None = option("stop after so many hours; the same command goes on", None)
     accelerate_config: str | None = option(
-        "configuration file of accelerate; null: the user's own, or one process", None
+        "configuration file of accelerate; null: one process, on a GPU if there is one", None
+    )
+    settings: list[str] = option(
+        "changes of settings for all cells, such as dataset=stories/ or bf16=false", []
     )
     compare: list[str] = option("study.csv files of other studies, drawn into the figures", [])
 

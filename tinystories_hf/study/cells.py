@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class Study:
     cells: list[Cell]
 
 
-def read_study(path: Path) -> Study:
+def read_study(path: Path, changes: Sequence[str] = ()) -> Study:
     """Read the YAML file of a study.
 
     `base` is the configuration of all cells, `settings` are changes for all. `cells` is a list of
@@ -54,6 +54,8 @@ def read_study(path: Path) -> Study:
     list itself is given as a list of lists). `tokens` or `flops` give the length of the runs.
     `learning_rate_sweep` is such a mapping with several values of `hidden_size` and
     `learning_rate`; cells without a learning rate then get the one that the sweep predicts.
+
+    `changes` are further settings for all, such as `dataset=stories/`.
 
     Raises:
         UserError: a key or setting is unknown, a cell occurs twice, or the settings of a cell
@@ -67,6 +69,11 @@ def read_study(path: Path) -> Study:
         raise UserError(f"{path}: a study needs `base`, a configuration, and `cells`, a list")
     config = find_config(content["base"], path.parent)
     shared = _mapping(path, "settings", content.get("settings", {}))
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"settings: {change} is not `setting=value`")
+        shared |= _mapping(path, "settings", {name: value})
     sweep = content.get("learning_rate_sweep")
     cells: list[Cell] = []
     if sweep is not None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from tinystories_hf.config.command_line import Arguments
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.core.files import write_text
 from tinystories_hf.core.run_record import EVAL_RESULTS, RUN_RECORD, TRAIN_RESULTS, read_record
 from tinystories_hf.evaluation.results import read_results
 from tinystories_hf.model.flops import model_size, training_flops_per_token
-from tinystories_hf.study.cells import Cell, Study, cell_arguments
+from tinystories_hf.study.cells import BUDGETS, Cell, Study, cell_arguments
 
 STUDY_CSV = "study.csv"
 # The training loss of a run is the mean over this last part of its steps.
@@ -24,12 +25,12 @@ LAST_PART = 0.1
 
 
 @dataclass(frozen=True)
-class Row:
+class CellResult:
     """The result of one cell. Losses are in nats per token; None where a suite was not run.
 
-    `flops` counts matrix products of all steps; `rate_by_law` tells whether the learning rate was
-    predicted by the sweep. `cloze` is the mean share of right answers over the families, the grades
-    are those of the first judge.
+    `budget` is what decided the length, such as `flops 1e+12`. `flops` counts the matrix products
+    of all steps. `rate_by_law` tells whether the learning rate was predicted by the sweep. `cloze`
+    is the mean share of right answers over the families, the grades are those of the first judge.
     """
 
     cell: int
@@ -44,6 +45,7 @@ class Row:
     seed: int
     learning_rate: float
     rate_by_law: bool
+    budget: str
     steps: int
     tokens: int
     flops: float
@@ -77,14 +79,14 @@ def cell_folder(folder: Path, cell: Cell) -> Path:
     return folder / "runs" / cell.name
 
 
-def is_finished(folder: Path) -> bool:
+def is_cell_finished(folder: Path) -> bool:
     """Return whether the run of a cell is finished."""
     if not (folder / RUN_RECORD).is_file() or not (folder / EVAL_RESULTS).is_file():
         return False
     return read_record(folder).sessions[-1].status == "finished"
 
 
-def read_row(study: Study, number: int, cell: Cell, folder: Path) -> Row:
+def read_row(study: Study, number: int, cell: Cell, folder: Path) -> CellResult:
     """Return the row of a finished cell.
 
     Raises:
@@ -98,7 +100,7 @@ def read_row(study: Study, number: int, cell: Cell, folder: Path) -> Row:
     trained = json.loads((folder / TRAIN_RESULTS).read_text(encoding="utf-8"))
     size, loss = model_size(shape), results["loss"]["packed"]
     low, high = loss["bits_per_byte_interval"] or (None, None)
-    return Row(
+    return CellResult(
         cell=number,
         name=cell.name,
         is_sweep=cell.is_sweep,
@@ -111,6 +113,7 @@ def read_row(study: Study, number: int, cell: Cell, folder: Path) -> Row:
         seed=arguments.training.seed,
         learning_rate=rate,
         rate_by_law=cell.by_law,
+        budget=_budget(cell, arguments),
         steps=trained["steps"],
         tokens=trained["tokens_seen"],
         flops=float(trained["tokens_seen"] * training_flops_per_token(shape, context)),
@@ -127,13 +130,23 @@ def read_row(study: Study, number: int, cell: Cell, folder: Path) -> Row:
     )
 
 
-def finished_rows(study: Study, folder: Path) -> list[Row]:
+def finished_rows(study: Study, folder: Path) -> list[CellResult]:
     """Return the rows of all finished cells, in the order of the cells."""
     return [
         read_row(study, number, cell, cell_folder(folder, cell))
         for number, cell in enumerate(study.cells)
-        if is_finished(cell_folder(folder, cell))
+        if is_cell_finished(cell_folder(folder, cell))
     ]
+
+
+def _budget(cell: Cell, arguments: Arguments) -> str:
+    for name in BUDGETS:
+        if name in cell.settings:
+            return f"{name} {float(cell.settings[name]):g}"
+    training = arguments.training
+    if training.max_steps > 0:
+        return f"steps {training.max_steps}"
+    return f"epochs {training.num_train_epochs:g}"
 
 
 def _check_same(cell: Cell, configuration: dict[str, Any], folder: Path) -> None:
@@ -179,26 +192,28 @@ def _last(points: Sequence[tuple[int, float]], steps: int) -> float | None:
     return mean(late) if late else None
 
 
-def write_rows(rows: Sequence[Row], path: Path) -> None:
+def write_rows(rows: Sequence[CellResult], path: Path) -> None:
     """Write rows as CSV; nothing in it depends on the time or the machine's speed."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, [field.name for field in fields(Row)], lineterminator="\n")
+    writer = csv.DictWriter(
+        stream, [field.name for field in fields(CellResult)], lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     write_text(path, stream.getvalue())
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[CellResult]:
     """Read a `study.csv`.
 
     Raises:
         UserError: it is not one.
     """
-    kinds: dict[str, Any] = {field.name: field.type for field in fields(Row)}
+    kinds: dict[str, Any] = {field.name: field.type for field in fields(CellResult)}
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             return [
-                Row(**{name: _value(kinds[name], text) for name, text in row.items()})
+                CellResult(**{name: _value(kinds[name], text) for name, text in row.items()})
                 for row in csv.DictReader(stream)
             ]
     except (OSError, KeyError, ValueError, TypeError) as error:

@@ -12,7 +12,7 @@ import numpy as np
 from tinystories_hf.core.errors import UserError
 
 Logs = np.ndarray[Any, np.dtype[np.float64]]
-RESAMPLES = 1000
+_RESAMPLES = 1000
 FEWEST_POINTS = 3
 
 
@@ -54,13 +54,12 @@ def fit_power_law(x: Sequence[float], y: Sequence[float], seed: int = 0) -> Powe
 
 
 def _interval(log_x: Logs, log_y: Logs, seed: int) -> tuple[float, float]:
-    generator = np.random.default_rng(seed)
-    slopes: list[float] = []
-    while len(slopes) < RESAMPLES:
-        chosen = generator.integers(len(log_x), size=len(log_x))
-        if len(set(log_x[chosen])) >= 2:
-            slopes.append(np.polyfit(log_x[chosen], log_y[chosen], 1)[0])
-    low, high = np.quantile(slopes, [0.025, 0.975])
+    chosen = np.random.default_rng(seed).integers(len(log_x), size=(_RESAMPLES, len(log_x)))
+    x, y = log_x[chosen], log_y[chosen]
+    x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
+    spread = (x**2).sum(1)
+    several = spread > 0  # a resample may consist of one point
+    low, high = np.quantile((x * y).sum(1)[several] / spread[several], [0.025, 0.975])
     return float(low), float(high)
 
 

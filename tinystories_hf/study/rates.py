@@ -11,11 +11,11 @@ from pathlib import Path
 
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.study.cells import Study
-from tinystories_hf.study.collect import Row, cell_folder, finished_rows, is_finished
+from tinystories_hf.study.collect import CellResult, cell_folder, finished_rows, is_cell_finished
 from tinystories_hf.study.fits import Optimum, PowerLaw, find_optimum, fit_power_law
 
 
-def sweep_optima(rows: Sequence[Row]) -> dict[int, Optimum]:
+def sweep_optima(rows: Sequence[CellResult]) -> dict[int, Optimum]:
     """Return the best learning rate of each hidden size of a sweep."""
     sweep = [row for row in rows if row.is_sweep]
     return {
@@ -36,7 +36,7 @@ def law_of(study: Study, folder: Path) -> PowerLaw:
     missing = [
         number
         for number, cell in enumerate(study.cells)
-        if cell.is_sweep and not is_finished(cell_folder(folder, cell))
+        if cell.is_sweep and not is_cell_finished(cell_folder(folder, cell))
     ]
     if missing:
         raise UserError(

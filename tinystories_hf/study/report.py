@@ -9,9 +9,9 @@ from statistics import mean, stdev
 from tinystories_hf.core.errors import UserError
 from tinystories_hf.core.files import write_text
 from tinystories_hf.evaluation.report.paper import FIGURE_24, paper_bits_per_byte, paper_row
-from tinystories_hf.study.collect import Curve, Row
+from tinystories_hf.study.collect import CellResult, Curve
 from tinystories_hf.study.figures import draw_figures, hull_of
-from tinystories_hf.study.fits import Optimum, PowerLaw, fit_power_law
+from tinystories_hf.study.fits import Optimum, PowerLaw, find_optimum, fit_power_law
 
 STUDY_PAGE = "study.md"
 CAPTIONS = {
@@ -26,12 +26,12 @@ CAPTIONS = {
 
 def write_study(
     title: str,
-    rows: Sequence[Row],
+    rows: Sequence[CellResult],
     cells: int,
     curves: Mapping[str, Curve],
     optima: Mapping[int, Optimum],
     law: PowerLaw | None,
-    others: Mapping[str, Sequence[Row]],
+    others: Mapping[str, Sequence[CellResult]],
     folder: Path,
 ) -> Path:
     """Draw the figures and write the page of a study; return its path."""
@@ -46,6 +46,8 @@ def write_study(
             parts += ["## Several seeds", repeated]
         if compute := compute_text(chosen):
             parts += ["## Compute", compute]
+        if budgets := budgets_text(chosen):
+            parts += ["## The best size for a budget", budgets]
     parts += [f"![{CAPTIONS[path.stem]}]({path.name})" for path in figures]
     write_text(folder / STUDY_PAGE, "\n\n".join(parts) + "\n")
     return folder / STUDY_PAGE
@@ -59,7 +61,7 @@ _NOTES = (
 )
 
 
-def cells_table(rows: Sequence[Row]) -> str:
+def cells_table(rows: Sequence[CellResult]) -> str:
     """Return the table of the cells, with the paper's loss of the same shape."""
     lines = [
         "| hidden | layers | heads | vocabulary | share | seed | rate | steps | tokens | FLOPs"
@@ -81,7 +83,7 @@ def cells_table(rows: Sequence[Row]) -> str:
             *(str(row.hidden_size), str(row.num_layers), str(row.num_heads)),
             *(f"{row.vocab_size:,}", f"{row.train_share:g}", str(row.seed)),
             f"{row.learning_rate:.3g}{' (law)' if row.rate_by_law else ''}",
-            *(f"{row.steps:,}", f"{row.tokens / 1e6:,.1f}M", f"{row.flops:.2e}", sizes),
+            *(f"{row.steps:,}", f"{row.tokens:,}", f"{row.flops:.2e}", sizes),
             "" if row.train_loss is None else f"{row.train_loss:.4f}",
             *(f"{row.validation_loss:.4f}", f"{row.bits_per_byte:.4f}", known),
             "" if None in grades else " / ".join(f"{grade:.2f}" for grade in grades),
@@ -106,9 +108,9 @@ def rates_table(optima: Mapping[int, Optimum], law: PowerLaw | None) -> str:
     return f"{text}\n\nLearning rate = {formula}{_interval(law)}."
 
 
-def seeds_table(rows: Sequence[Row]) -> str:
+def seeds_table(rows: Sequence[CellResult]) -> str:
     """Return the spread over seeds of cells that differ in nothing else, or an empty text."""
-    groups: dict[tuple[object, ...], list[Row]] = {}
+    groups: dict[tuple[object, ...], list[CellResult]] = {}
     for row in rows:
         same = (row.hidden_size, row.num_layers, row.num_heads, row.vocab_size, row.train_share)
         groups.setdefault((*same, row.steps, row.learning_rate), []).append(row)
@@ -126,7 +128,7 @@ def seeds_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
-def compute_text(rows: Sequence[Row]) -> str:
+def compute_text(rows: Sequence[CellResult]) -> str:
     """Return the best shape for each budget and the law of the lower hull, or an empty text."""
     hull = [rows[i] for i in hull_of(rows)]
     if len(hull) < 2:
@@ -144,6 +146,50 @@ def compute_text(rows: Sequence[Row]) -> str:
         return f"{text}\n\nNo law: it would need three points of the hull."
     formula = f"{law.coefficient:.3g} x FLOPs ^ {law.exponent:.4f}"
     return f"{text}\n\nBits per byte = {formula}{_interval(law)}."
+
+
+def budgets_text(rows: Sequence[CellResult]) -> str:
+    """Return the best model size for each budget of operations, and the law through them.
+
+    Parameters are counted with and without the embeddings, because the exponents differ.
+    """
+    budgets: dict[str, list[CellResult]] = {}
+    for row in rows:
+        if row.budget.startswith("flops"):
+            budgets.setdefault(row.budget, []).append(row)
+    budgets = {name: found for name, found in budgets.items() if len(_by_size(found, True)) > 2}
+    if len(budgets) < 2:
+        return ""
+    lines = ["| budget | best shape | parameters | blocks alone | |", "|---|---|---|---|---|"]
+    optima: dict[bool, dict[float, Optimum]] = {True: {}, False: {}}
+    for name, found in sorted(budgets.items(), key=lambda item: float(item[0].split()[1])):
+        for whole in (True, False):
+            sizes = _by_size(found, whole)
+            optima[whole][float(name.split()[1])] = find_optimum(list(sizes), list(sizes.values()))
+        best = min(found, key=lambda row: row.bits_per_byte)
+        values = [optima[whole][float(name.split()[1])] for whole in (True, False)]
+        edge = "at the edge of the grid, not used" if any(v.at_edge for v in values) else ""
+        sizes_text = " | ".join(f"{value.value:,.0f}" for value in values)
+        lines.append(f"| {name} | {best.hidden_size}_{best.num_layers} | {sizes_text} | {edge} |")
+    text = ["\n".join(lines)]
+    for whole, what in ((True, "parameters"), (False, "parameters of the blocks")):
+        inside = {x: found.value for x, found in optima[whole].items() if not found.at_edge}
+        if len(inside) < 3:
+            text.append(f"No law for {what}: fewer than three optima lie inside the grid.")
+            continue
+        law = fit_power_law(list(inside), list(inside.values()))
+        formula = f"{law.coefficient:.3g} x FLOPs ^ {law.exponent:.3f}"
+        text.append(f"Best number of {what} = {formula}{_interval(law)}.")
+    return "\n\n".join(text)
+
+
+def _by_size(rows: Sequence[CellResult], whole: bool) -> dict[float, float]:
+    """Return the lowest loss of each model size; `whole`: all parameters, else the blocks'."""
+    found: dict[float, float] = {}
+    for row in rows:
+        size = row.parameters if whole else row.block_parameters
+        found[size] = min(found.get(size, row.bits_per_byte), row.bits_per_byte)
+    return found
 
 
 def _interval(law: PowerLaw) -> str:

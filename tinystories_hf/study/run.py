@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from tinystories_hf.core.device import device_type
 from tinystories_hf.core.errors import RunError, Stopped, UserError
 from tinystories_hf.core.run_record import RUN_RECORD, read_record
 from tinystories_hf.core.shipped import shipped
@@ -19,10 +20,10 @@ from tinystories_hf.study.arguments import StudyArguments, StudyRequest
 from tinystories_hf.study.cells import Study, cell_arguments, cell_flags, read_study
 from tinystories_hf.study.collect import (
     STUDY_CSV,
-    Row,
+    CellResult,
     cell_folder,
     finished_rows,
-    is_finished,
+    is_cell_finished,
     read_curve,
     read_rows,
     write_rows,
@@ -34,7 +35,7 @@ RESUME = "the same command continues the study"
 _SET_DEATH_SIGNAL = 1
 
 
-def run_study(request: StudyRequest) -> list[Row]:
+def run_study(request: StudyRequest) -> list[CellResult]:
     """Run the cells that are not finished, and write the results of all that are.
 
     Raises:
@@ -43,7 +44,7 @@ def run_study(request: StudyRequest) -> list[Row]:
         Stopped: by a signal or `max_hours`.
     """
     arguments, lists = request
-    study = read_study(Path(arguments.study))
+    study = read_study(Path(arguments.study), arguments.settings)
     folder = Path(arguments.output_dir or Path("studies", study.name))
     if lists:
         list_cells(study, folder)
@@ -53,14 +54,14 @@ def run_study(request: StudyRequest) -> list[Row]:
         None if arguments.max_hours is None else time.monotonic() + 3600 * arguments.max_hours
     )
     for number in chosen:
-        if not is_finished(cell_folder(folder, study.cells[number])):
+        if not is_cell_finished(cell_folder(folder, study.cells[number])):
             run_cell(study, number, folder, arguments, deadline)
     if arguments.only is not None:
         return []
     return collect(study, folder, arguments.compare)
 
 
-def collect(study: Study, folder: Path, compare: Sequence[str] = ()) -> list[Row]:
+def collect(study: Study, folder: Path, compare: Sequence[str] = ()) -> list[CellResult]:
     """Write the results of the finished cells: `study.csv`, `study.md` and the figures.
 
     Raises:
@@ -94,7 +95,7 @@ def list_cells(study: Study, folder: Path) -> None:
     """Print the cells with their numbers, what they cost and whether they are finished."""
     for number, cell in enumerate(study.cells):
         arguments = cell_arguments(study, cell)
-        done = "finished" if is_finished(cell_folder(folder, cell)) else "to do"
+        done = "finished" if is_cell_finished(cell_folder(folder, cell)) else "to do"
         length = arguments.training.max_steps
         steps = (
             f"{length:,} steps" if length > 0 else f"{arguments.training.num_train_epochs:g} epochs"
@@ -113,13 +114,15 @@ def run_cell(
         else None
     )
     rate = None if rate is None else float(f"{rate:.3g}")
-    run, launcher = cell_folder(folder, cell), ["-m", "accelerate.commands.launch"]
-    if arguments.accelerate_config is not None:
-        launcher += ["--config_file", arguments.accelerate_config]
+    run = cell_folder(folder, cell)
+    own = "one_gpu.yaml" if device_type() == "cuda" else "cpu.yaml"
+    launch_config = arguments.accelerate_config or str(shipped("configs") / "accelerate" / own)
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", launch_config]
     settings = cell_arguments(study, cell, rate)
     command = [
-        *(sys.executable, *launcher, str(shipped("scripts") / "train.py")),
-        *("--config", str(study.config), *cell_flags(cell)),
+        # One thread only prevents a warning: each process uses its share of the cores.
+        *(sys.executable, *launcher, "--num_cpu_threads_per_process", "1"),
+        *(str(shipped("scripts") / "train.py"), "--config", str(study.config), *cell_flags(cell)),
         *(() if rate is None else ("--learning_rate", repr(rate))),
         *("--max_steps", str(settings.training.max_steps)),
         *("--output_dir", str(run), "--resume_from_checkpoint", "auto"),
@@ -129,7 +132,7 @@ def run_cell(
     status = read_record(run).sessions[-1].status if (run / RUN_RECORD).is_file() else None
     if reason is not None:
         raise Stopped(f"by {reason} in cell {number}; {RESUME}")
-    if not is_finished(run):
+    if not is_cell_finished(run):
         raise RunError(f"cell {number} ({cell.name}) ended as {status}; see its message above")
 
 

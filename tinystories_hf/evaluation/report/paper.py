@@ -20,6 +20,7 @@ SOURCE = "arXiv 2305.07759 v2, Figure 4"
 VALIDATION_TOKENS = 4_765_918
 VALIDATION_BYTES = 19_190_318
 VALIDATION_STORIES = 21_990
+BITS_PER_NAT = VALIDATION_TOKENS / VALIDATION_BYTES / math.log(2)
 # The paper's training split, TinyStories-train.txt of the first version: tokens as above, and
 # bytes of the file (counted by third parties).
 TRAINING_STORIES = 2_119_719
@@ -123,4 +124,4 @@ def paper_row(hidden_size: int, num_layers: int) -> PaperRow | None:
 
 def paper_bits_per_byte(row: PaperRow) -> float:
     """Return a row's loss in bits per byte, ignoring that the paper kept only 10,000 tokens."""
-    return row.loss * VALIDATION_TOKENS / VALIDATION_BYTES / math.log(2)
+    return row.loss * BITS_PER_NAT
