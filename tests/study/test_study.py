@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import TINY_CONFIG
+from tests.conftest import ROOT, TINY_CONFIG
 from tests.support.forked import ForkedProcess, run_forked
 from tinystories_hf.core.errors import RunError, Stopped, UserError
 from tinystories_hf.study import run
@@ -24,6 +24,7 @@ from tinystories_hf.study.arguments import StudyArguments, StudyRequest, parse_s
 from tinystories_hf.study.cells import read_study
 from tinystories_hf.study.collect import CellResult, read_rows
 from tinystories_hf.study.rates import law_of
+from tinystories_hf.study.report import cells_table
 from tinystories_hf.study.run import run_study
 
 CELLS = """
@@ -241,3 +242,14 @@ def test_a_limit_of_time_stops_the_launched_run_and_the_same_command_goes_on(
         run_study(request("--max_hours", "0.0003"))
     run_study(request("--only", "0"))
     assert (Path("out/runs") / table(whole)[0].name / "model.safetensors").is_file()
+
+
+def test_the_page_of_studies_shows_what_was_recorded() -> None:
+    rows = read_rows(ROOT / "docs" / "results" / "miniature" / "study.csv")
+    page = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    assert cells_table([row for row in rows if not row.is_sweep]) in page
+    pair = [row.bits_per_byte for row in rows if (row.hidden_size, row.seed) == (128, 43)]
+    same = next(row for row in rows if row.name == "hidden_size-128_num_layers-2_tokens-400000")
+    assert f"{abs(pair[0] - same.bits_per_byte):.3f} bits per byte apart" in page
+    shares = [f"{row.bits_per_byte:.3f}" for row in rows if row.budget == "tokens 1.2e+06"]
+    assert f"({', '.join(shares)} bits per byte" in page
