@@ -155,6 +155,8 @@ def test_a_run_waits_for_the_gpu_only_where_it_logs(
     rare = ("--eval_steps", "100", "--save_steps", "100", "--output_dir", str(tmp_path))
     trainer = trainer_of(tiny_arguments(*flags, *rare))
 
+    watched: list[int] = []
+
     class Waits(TrainerCallback):
         def on_step_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
             if state.global_step == 2:
@@ -162,6 +164,7 @@ def test_a_run_waits_for_the_gpu_only_where_it_logs(
 
         def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
             if state.global_step == 8:
+                watched.append(torch.cuda.get_sync_debug_mode())
                 torch.cuda.set_sync_debug_mode("default")
 
     trainer.add_callback(Waits())
@@ -169,6 +172,7 @@ def test_a_run_waits_for_the_gpu_only_where_it_logs(
         trainer.train()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert watched == [2], "a wait would have been an error from the third step to the eighth"
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -1,8 +1,8 @@
 """Attention on a GPU: which implementations of PyTorch may run, and what they require.
 
 For bf16 and fp16 the fused implementations require head dimensions that are multiples of 8; XS has
-4. Without them PyTorch falls back to one that holds all scores in fp32, 15 times the memory of the
-rest of a step. On the CPU PyTorch chooses by itself.
+4. Without them PyTorch falls back to one that holds all scores in fp32
+(tests/model/test_gpu_memory.py counts both). On the CPU PyTorch chooses by itself.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class CellResult:
     """The result of one cell. Losses are in nats per token; None where a suite was not run.
 
     `budget` is what decided the length, such as `flops 1e+12`. `flops` counts the matrix products
-    of all steps. `rate_by_law` tells whether the learning rate was predicted by the sweep. `cloze`
+    of all steps. `rate_by_law`: the learning rate was predicted by the sweep. `cloze`
     is the mean share of right answers over the families, the grades are those of the first judge.
     """
 

@@ -102,7 +102,7 @@ def cut_tokenizer(
 ) -> StoryTokenizerFast:
     """Return the tokenizer with `vocab_size` entries, chosen by `counts` (one per id) and `RULE`.
 
-    An entry whose parts do not fit any more is passed over. The entries keep their order and are
+    An entry whose parts no longer fit is skipped. The entries keep their order and are
     numbered from 0. Text in which no entry that was cut occurs has the same tokens as before.
 
     Raises:
