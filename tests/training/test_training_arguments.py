@@ -297,6 +297,9 @@ def test_what_makes_a_gpu_slow_is_said_with_the_remedy(
     args: Any = AGpu()
     assert session.device_notes(arguments, model, args, "cpu") == []
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(session, "has_native_bf16", lambda: True)  # fp32 was asked for
+    assert not any("bf16" in note for note in session.device_notes(arguments, model, args, "cuda"))
+    monkeypatch.setattr(session, "has_native_bf16", lambda: False)
     compiler, precision, attention = session.device_notes(arguments, model, args, "cuda")
     assert compiler.startswith("the blocks are not compiled, which is slower: no C compiler was")
     assert "no bf16" in precision

@@ -116,13 +116,14 @@ def reporting_lost_process() -> Iterator[None]:
                 f"port {port} of the process group is in use, perhaps by another run on this"
                 " machine; start with another --main_process_port"
             ) from error
-        if any(text in str(error) for text in _UNREACHABLE):
+        is_lost = any(text in str(error) for text in _LOST)
+        if not is_lost and any(text in str(error) for text in _UNREACHABLE):
             interface = os.environ.get(GLOO_INTERFACE, "that of this machine's name")
             raise UserError(
                 "the processes cannot connect to each other. The network interface is"
                 f" {interface}; set {GLOO_INTERFACE} to the one that reaches the other machines"
                 " (`ip address` lists them). If another process has ended, see its error message"
             ) from error
-        if not any(text in str(error) for text in _LOST):
+        if not is_lost:
             raise
         raise RunError("another process of this run has ended; see its error message") from error

@@ -30,8 +30,8 @@ OUTPUT_DIR = "evaluations"
 
 @without_progress_bars()  # hides those of model loading; the suites show their own
 @sharing_cores()
-@reporting_lost_process()
 @on_reachable_interface()
+@reporting_lost_process()
 def evaluate(request: EvaluationRequest) -> list[Results]:
     """Run the requested suites and write results and reports.
 

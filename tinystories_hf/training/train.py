@@ -76,8 +76,8 @@ from tinystories_hf.training.trainer_arguments import (
 @sharing_cores()
 @restoring_precision()
 @without_buffer_warning()
-@reporting_lost_process()
 @on_reachable_interface()
+@reporting_lost_process()
 def train(arguments: Arguments, stop: StopRequest | None = None) -> dict[str, float]:
     """Train a model and return the final metrics.
 
